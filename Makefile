@@ -56,5 +56,5 @@ $(VENV)/.python:
 $(VENV)/.compare $(VENV)/.dev $(VENV)/.docs: $(VENV)/.%: $(VENV)/.python pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) for '$*': about a minute, once."
 	@PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$*]'
+		$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[$*]'
 	@touch $@
