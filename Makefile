@@ -10,7 +10,7 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare test test-full lint format types docs bench clean
+.PHONY: help compare test test-full lint format types index docs bench clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ format: $(VENV)/.dev ## bring the style in order
 
 types: $(VENV)/.dev ## static types
 	$(BIN)/mypy
+
+index: $(VENV)/.dev ## regenerate the lists of names after adding an operator
+	$(BIN)/python tools/generate_index.py
 
 docs: $(VENV)/.docs ## the site, in site/index.html
 	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees docs site
