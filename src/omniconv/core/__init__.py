@@ -1,1 +1,1 @@
-"""."""
+"""The ground floor: argument parsers, the convolution contract, cards, the registry."""

@@ -1,1 +1,1 @@
-"""."""
+"""Pure functions of tensors; no layers."""

@@ -1,1 +1,1 @@
-"""."""
+"""The operators: one file each, in a folder per family."""

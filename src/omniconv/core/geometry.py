@@ -1,0 +1,210 @@
+"""The convolution contract: ``nn.ConvNd``'s arguments in one canonical form.
+
+Every operator that replaces a convolution parses its arguments here, so that all of them accept,
+refuse and mean the same. The output size along an axis is
+``floor((n + before + after - dilation * (kernel_size - 1) - 1) / stride) + 1``, and transposed
+``(n - 1) * stride - 2 * padding + dilation * (kernel_size - 1) + output_padding + 1``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omniconv.core import args, compat
+
+__all__ = ["PADDING_MODES", "ConvArguments", "check_floating", "check_input"]
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+@dataclass(frozen=True)
+class ConvArguments:
+    """The arguments of a convolution layer over ``dim`` spatial axes, checked and canonical.
+
+    Sizes are tuples with one int per axis; ``padding`` stays the string ``"same"`` or ``"valid"``
+    where it was given as one (``pads`` resolves it).
+    """
+
+    dim: int
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    bias: bool
+    padding_mode: str
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(
+        cls,
+        dim: int,
+        in_channels: Any,
+        out_channels: Any,
+        kernel_size: Any,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+        bias: Any = True,
+        padding_mode: Any = "zeros",
+        *,
+        transposed: bool = False,
+        output_padding: Any = 0,
+    ) -> ConvArguments:
+        """Check every argument and bring it to canonical form."""
+        in_channels = args.positive_int("in_channels", in_channels)
+        out_channels = args.positive_int("out_channels", out_channels)
+        groups = args.divisor("groups", groups, in_channels=in_channels, out_channels=out_channels)
+        kernel_size = args.ntuple("kernel_size", kernel_size, dim, 1)
+        stride = args.ntuple("stride", stride, dim, 1)
+        dilation = args.ntuple("dilation", dilation, dim, 1)
+        output_padding = args.ntuple("output_padding", output_padding, dim, 0)
+        modes = ("zeros",) if transposed else PADDING_MODES
+        padding_mode = args.choice("padding_mode", padding_mode, modes)
+        if isinstance(padding, str) and not transposed:
+            padding = args.choice("padding", padding, ("same", "valid"))
+            if padding == "same" and any(s != 1 for s in stride):
+                raise ValueError(f"padding='same' needs stride 1, got stride={args.show(stride)}")
+        else:
+            padding = args.ntuple("padding", padding, dim, 0)
+        if transposed:
+            for axis, (o, s, d) in enumerate(zip(output_padding, stride, dilation, strict=True)):
+                if o >= max(s, d):
+                    raise ValueError(
+                        f"output_padding must be smaller than stride or dilation, got "
+                        f"output_padding={o} with stride={s}, dilation={d} on axis {axis}"
+                    )
+        return cls(
+            dim=dim,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            bias=args.boolean("bias", bias),
+            padding_mode=padding_mode,
+            transposed=transposed,
+            output_padding=output_padding,
+        )
+
+    @property
+    def pads(self) -> tuple[tuple[int, int], ...]:
+        """Padding (before, after) per axis; ``"same"`` puts the odd one after, as torch does."""
+        if self.padding == "valid":
+            return ((0, 0),) * self.dim
+        if self.padding == "same":
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple((t // 2, t - t // 2) for t in totals)
+        return tuple((int(p), int(p)) for p in self.padding)
+
+    def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Spatial output size for a spatial input size (see the module's equations)."""
+        out = []
+        for i, n in enumerate(size):
+            reach = self.dilation[i] * (self.kernel_size[i] - 1)
+            before, after = self.pads[i]
+            if self.transposed:
+                grown = (n - 1) * self.stride[i] - before - after + reach
+                out.append(grown + self.output_padding[i] + 1)
+            else:
+                out.append((n + before + after - reach - 1) // self.stride[i] + 1)
+        return tuple(out)
+
+    def flops(self, shape: Sequence[int]) -> int:
+        """FLOPs of torch's convolution on an input of this shape: 2 per tap, padding included."""
+        size = shape[-self.dim :]
+        batch = shape[0] if len(shape) == self.dim + 2 else 1
+        positions = math.prod(size if self.transposed else self.output_size(size))
+        taps = math.prod(self.kernel_size) * self.in_channels * self.out_channels // self.groups
+        return 2 * batch * positions * taps
+
+    def pad(self, x: Tensor) -> Tensor:
+        """``x`` padded on its last ``dim`` axes as ``padding`` and ``padding_mode`` say."""
+        flat = [p for pair in reversed(self.pads) for p in pair]
+        if not any(flat):
+            return x
+        return F.pad(
+            x, flat, mode="constant" if self.padding_mode == "zeros" else self.padding_mode
+        )
+
+    def attach(self, module: Any) -> None:
+        """Give ``module`` ``nn.ConvNd``'s attributes (all but ``weight``, ``bias``) and itself.
+
+        The canonical form is kept as ``module.geometry``.
+        """
+        module.geometry = self
+        for name in self.__dataclass_fields__:
+            if name not in ("dim", "bias"):
+                setattr(module, name, getattr(self, name))
+        if isinstance(module, compat.ConvNd):
+            compat.set_reversed_padding(module, self.pads)
+
+
+def check_floating(name: str, x: Any) -> None:
+    """Refuse anything but a floating-point tensor."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a floating-point tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got dtype {x.dtype}")
+
+
+def check_input(layer: Any, x: Any, like: Tensor | None = None) -> None:
+    """Refuse an input that the convolution ``layer`` cannot take, before anything is computed.
+
+    Args:
+        layer: A module that :meth:`ConvArguments.attach` was called on.
+        x: The input, ``(B, C, *size)`` or unbatched ``(C, *size)``.
+        like: A parameter whose dtype and device the input must share (dtype is free under
+            autocast).
+
+    Raises:
+        TypeError: ``x`` is not a floating-point tensor of the layer's dtype.
+        ValueError: Its rank, channels, device or size do not fit the layer.
+    """
+    check_floating("input", x)
+    geometry: ConvArguments = layer.geometry
+    dim = geometry.dim
+    shape = tuple(x.shape)
+    if x.dim() not in (dim + 1, dim + 2):
+        raise ValueError(
+            f"input must have {dim + 2} axes (batch, channels, {dim} spatial) or {dim + 1} "
+            f"(unbatched), got shape {shape}"
+        )
+    if x.shape[-dim - 1] != geometry.in_channels:
+        raise ValueError(
+            f"input must have in_channels={geometry.in_channels} channels, got "
+            f"{x.shape[-dim - 1]} (shape {shape})"
+        )
+    if like is not None:
+        if x.device != like.device:
+            raise ValueError(f"input must be on the layer's device {like.device}, got {x.device}")
+        if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"input must have the layer's dtype {like.dtype}, got {x.dtype}")
+    size = x.shape[-dim:]
+    for axis, (n, (before, after)) in enumerate(zip(size, geometry.pads, strict=True)):
+        limit = {"reflect": n - 1, "circular": n}.get(geometry.padding_mode)
+        if limit is not None and max(before, after) > limit:
+            raise ValueError(
+                f"input is too small for padding_mode={geometry.padding_mode!r}: size {n} on axis "
+                f"{axis} allows padding up to {limit}, got padding {max(before, after)}"
+            )
+        if n < 1:
+            raise ValueError(f"input must have spatial sizes of at least 1, got shape {shape}")
+    if any(n < 1 for n in geometry.output_size(size)):
+        raise ValueError(
+            f"input of spatial size {tuple(size)} is too small for kernel_size="
+            f"{geometry.kernel_size}, dilation={geometry.dilation}, padding={geometry.padding!r}"
+        )

@@ -1,0 +1,1 @@
+"""Convolutions whose kernel is scaled by a density over distance."""

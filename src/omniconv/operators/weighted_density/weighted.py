@@ -1,0 +1,278 @@
+r"""Weighted convolution: the kernel is scaled by a density of the distance to its centre.
+
+.. math::
+    y(p) = b + \sum_u \Phi(u)\, w(u)\, x(p + u), \qquad
+    \Phi(u) = \prod_a \alpha_a(u_a), \quad
+    \alpha = (a_1, \dots, a_r, 1, a_r, \dots, a_1)
+
+Shapes: as ``nn.ConvNd``; kernel (O, I/groups, \*kernel_size), profile of an axis of size k:
+r = (k - 1) // 2 free values, listed from the outside inwards (even sizes have two ones in the
+middle).
+
+Cost: the plain convolution plus one multiplication per kernel entry.
+
+Source: S. Cammarasana, G. Patane, "Optimal Density Functions for Weighted Convolution in Learning
+Models", 2025, and "Optimal Weighted Convolution for Classification and Denoising", 2025.
+
+The official code pads by 1 whatever the kernel size, has no ``padding_mode``, has no bias by
+default, and its trainable form holds exactly three values, so that it runs with 7-wide kernels
+only. Here padding is torch's, and both forms take any size, also a different one per axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omniconv.core import args
+from omniconv.core.card import Card, ErrorInput, Sample
+from omniconv.core.layer import new_parameter
+from omniconv.core.registry import register
+from omniconv.core.static_kernel import StaticKernel
+from omniconv.math.naive import at, naive_convolution
+
+__all__ = [
+    "WeightedConv1d",
+    "WeightedConv2d",
+    "WeightedConv3d",
+    "WeightedConvTranspose1d",
+    "WeightedConvTranspose2d",
+    "WeightedConvTranspose3d",
+    "weighted_kernel",
+]
+
+Density = float | Sequence[float] | Sequence[Sequence[float]]
+
+
+def weighted_kernel(raw: Tensor, density: Sequence[Tensor]) -> Tensor:
+    r"""The kernel ``raw`` scaled by the outer product of one profile per axis.
+
+    .. math:: W[o, i, u] = raw[o, i, u] \prod_a \alpha_a(u_a)
+
+    Args:
+        raw: (O, I/groups, \*kernel_size).
+        density: One tensor per axis with the r = (k - 1) // 2 values from the outside inwards.
+
+    Returns:
+        The kernel, shaped as ``raw``.
+
+    Raises:
+        ValueError: The number of profiles or of their values does not fit ``raw``.
+    """
+    size = raw.shape[2:]
+    if len(density) != len(size):
+        raise ValueError(
+            f"density must hold {len(size)} profiles (one per axis), got {len(density)}"
+        )
+    phi = raw.new_ones(())
+    for axis, (values, k) in enumerate(zip(density, size, strict=True)):
+        if values.shape != ((k - 1) // 2,):
+            raise ValueError(
+                f"density[{axis}] must hold {(k - 1) // 2} values for kernel size {k}, "
+                f"got shape {tuple(values.shape)}"
+            )
+        profile = torch.cat([values, values.new_ones(2 - k % 2), values.flip(0)])
+        phi = phi.unsqueeze(-1) * profile
+    return raw * phi
+
+
+class _WeightedNd(StaticKernel):
+    """Weighted convolution over N axes (see the module's equation).
+
+    Arguments are torch's, in torch's order, and then, keyword-only:
+
+    Args:
+        density: The profile. A number a stands for a^distance (1 at the centre); a sequence lists
+            the r = (k - 1) // 2 values from the outside inwards, the same for every axis; a
+            sequence of sequences gives one profile per axis.
+        trainable_density: Whether the profile is learned with the weights (no weight decay).
+    """
+
+    no_weight_decay = ("density",)
+
+    def setup(
+        self,
+        factory: dict[str, Any],
+        *,
+        density: Density = 0.7,
+        trainable_density: bool = False,
+    ) -> None:
+        self.initial_density = _parse_density(density, self.geometry.kernel_size)
+        self.trainable_density = args.boolean("trainable_density", trainable_density)
+        self.raw = new_parameter(*self.kernel_shape, **factory)
+        values = new_parameter(sum(map(len, self.initial_density)), **factory)
+        if self.trainable_density:
+            self.density = values
+        else:
+            self.register_buffer("density", values.detach())
+
+    def profiles(self) -> tuple[Tensor, ...]:
+        """The free values of each axis, from the outside inwards."""
+        return self.density.split([len(profile) for profile in self.initial_density])
+
+    def kernel(self) -> Tensor:
+        """The kernel that is applied: ``weighted_kernel(raw, profiles)``."""
+        return weighted_kernel(self.raw, self.profiles())
+
+    def load_kernel_(self, weight: Tensor) -> None:
+        """Set ``raw`` so that the kernel is ``weight``; entries with density 0 stay 0."""
+        with torch.no_grad():
+            phi = weighted_kernel(torch.ones_like(self.raw), self.profiles())
+            self.raw.copy_(torch.where(phi == 0, 0, weight / torch.where(phi == 0, 1, phi)))
+
+    def reset_parameters(self) -> None:
+        """Draw ``raw`` so that outputs have the plain layer's variance; restore the density."""
+        with torch.no_grad():
+            flat = [value for profile in self.initial_density for value in profile]
+            self.density.copy_(torch.tensor(flat, dtype=torch.float64))
+            # the plain layer's kernel has mean square bound^2 / 3
+            energy = math.prod(_energy(profile, k) for profile, k in self._axes())
+            entries = math.prod(self.geometry.kernel_size)
+            scale = math.sqrt(entries / energy)
+            nn.init.uniform_(self.raw, -scale * self.bound, scale * self.bound)
+            self.reset_bias()
+
+    def _axes(self) -> list[tuple[tuple[float, ...], int]]:
+        return list(zip(self.initial_density, self.geometry.kernel_size, strict=True))
+
+    def extra_repr(self) -> str:
+        shown: Any = self.initial_density
+        text = f"{super().extra_repr()}, density={shown}"
+        return text + (", trainable_density=True" if self.trainable_density else "")
+
+
+def _energy(profile: tuple[float, ...], k: int) -> float:
+    return 2 * sum(a * a for a in profile) + (2 - k % 2)
+
+
+def _parse_density(density: Any, kernel_size: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+    """One profile per axis, from the outside inwards."""
+    needed = [(k - 1) // 2 for k in kernel_size]
+    if isinstance(density, Tensor):
+        density = density.tolist()
+    if not isinstance(density, Sequence) or isinstance(density, (str, bytes)):
+        ratio = args.real("density", density)
+        return tuple(tuple(ratio**j for j in range(r, 0, -1)) for r in needed)
+    nested = [isinstance(entry, Sequence) and not isinstance(entry, str) for entry in density]
+    if any(nested):
+        if not all(nested) or len(density) != len(kernel_size):
+            raise ValueError(
+                f"density must be a number, one profile or {len(kernel_size)} profiles (one per "
+                f"axis), got {args.show(density)}"
+            )
+        profiles = list(density)
+    else:
+        profiles = [density] * len(kernel_size)
+    for axis, (profile, r) in enumerate(zip(profiles, needed, strict=True)):
+        if len(profile) != r:
+            raise ValueError(
+                f"density must hold {r} values for kernel size {kernel_size[axis]} (axis {axis}), "
+                f"from the outside inwards, got {args.show(profile)}"
+            )
+    return tuple(tuple(args.real("density", value) for value in p) for p in profiles)
+
+
+class WeightedConv1d(_WeightedNd, nn.Conv1d): ...
+
+
+class WeightedConv2d(_WeightedNd, nn.Conv2d): ...
+
+
+class WeightedConv3d(_WeightedNd, nn.Conv3d): ...
+
+
+class WeightedConvTranspose1d(_WeightedNd, nn.ConvTranspose1d): ...
+
+
+class WeightedConvTranspose2d(_WeightedNd, nn.ConvTranspose2d): ...
+
+
+class WeightedConvTranspose3d(_WeightedNd, nn.ConvTranspose3d): ...
+
+
+def _reference(layer: Any, x: Tensor) -> Tensor:
+    """Entry by entry: the density of a tap is the product of its axes' profile values."""
+    kernel = torch.empty_like(layer.raw)
+    for tap in itertools.product(*map(range, layer.kernel_size)):
+        phi = x.new_ones(())
+        for position, k, values in zip(tap, layer.kernel_size, layer.profiles(), strict=True):
+            rank = min(position, k - 1 - position)  # steps from the border
+            phi = phi * (values[rank] if rank < len(values) else 1.0)
+        kernel[at(tap)] = layer.raw[at(tap)] * phi
+    return naive_convolution(x, kernel, layer.bias, layer.geometry)
+
+
+def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The plain convolution, and the kernel's products with the density."""
+    plain = layer.geometry.flops(shape)
+    entries = math.prod(layer.kernel_shape)
+    outer = sum(itertools.accumulate(layer.kernel_size, operator.mul))
+    backward = 2 * plain + entries
+    if layer.trainable_density:
+        backward += 2 * entries + _outer_backward(layer.kernel_size)
+    return plain + outer + entries, backward
+
+
+def _outer_backward(size: tuple[int, ...]) -> int:
+    """Gradient of the chained outer product of one profile per axis."""
+    raise_ = list(itertools.accumulate(size, operator.mul))
+    return 4 * sum(raise_)
+
+
+def _samples(dim: int) -> tuple[Sample, ...]:
+    uneven = tuple((5, 3, 4)[:dim])
+    profiles = [(0.3, 0.8), (1.2,), (0.6,)][:dim]
+    base = {"in_channels": 4, "out_channels": 6, "kernel_size": uneven, "padding": 1}
+    return (
+        Sample(arguments=base | {"density": profiles}, size=(7, 6, 5)[:dim]),
+        Sample(arguments=base | {"kernel_size": 5, "density": [0.0, 0.5]}, size=(7, 6, 5)[:dim]),
+    )
+
+
+def _error_inputs(dim: int) -> tuple[ErrorInput, ...]:
+    base = {"in_channels": 4, "out_channels": 4, "kernel_size": 5}
+    return (
+        ErrorInput(arguments=base | {"density": [0.5]}, match="density must hold 2 values"),
+        ErrorInput(arguments=base | {"density": float("nan")}, match="density must be a finite"),
+        ErrorInput(arguments=base | {"density": "0.5"}, match="density must be", error=TypeError),
+        ErrorInput(
+            arguments=base | {"trainable_density": 1},
+            match="trainable_density must be True or False",
+            error=TypeError,
+        ),
+    )
+
+
+@register
+def card() -> Card:
+    return Card(
+        name="weighted",
+        classes={1: WeightedConv1d, 2: WeightedConv2d, 3: WeightedConv3d},
+        transposed={
+            1: WeightedConvTranspose1d,
+            2: WeightedConvTranspose2d,
+            3: WeightedConvTranspose3d,
+        },
+        variants={"default": {}, "trainable": {"trainable_density": True}},
+        equation="y(p) = b + sum_u Phi(u) w(u) x(p+u),  Phi(u) = prod_a alpha_a(u_a)",
+        summary="Kernel scaled by a fixed or learned density of the distance to its centre.",
+        citation="S. Cammarasana, G. Patane: Optimal Weighted Convolution for Classification and "
+        "Denoising. 2025",
+        source="cammarasana123/weightedConvolution2.0",
+        source_licence="GPL-3.0",
+        rows=(27, 28),
+        reference=_reference,
+        flops=_flops,
+        folds=True,
+        preserves_function=True,
+        preserves_note="Every plain convolution, exactly; entries whose density is 0 are lost.",
+        default_extent=3,
+        samples=_samples,
+        error_inputs=_error_inputs,
+    )
