@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from omniconv.core import args
 from omniconv.tasks import files
 from omniconv.tasks.dataset import NO_LICENCE, Listing, Pick
 
@@ -74,12 +75,12 @@ def _classes(path: Path) -> tuple[str, ...]:
     """The class names in ``path``, the published ones if there is no such file."""
     if not os.path.lexists(path):
         return CLASSES
-    wanted = "a list of 10 different class names, one a line, in UTF-8"
+    wanted = "a list of 10 different printable class names, one a line, in UTF-8"
     try:
         text = files.read_bytes(path, wanted).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{files.show(path)} must be {wanted}, but it is not UTF-8") from None
     names = tuple(line.strip() for line in text.split("\n") if line.strip())
     if len(names) != 10 or len(set(names)) != 10 or not all(name.isprintable() for name in names):
-        raise ValueError(f"{files.show(path)} must be {wanted}, got {len(set(names))}")
+        raise ValueError(f"{files.show(path)} must be {wanted}, got {args.show(names)}")
     return names

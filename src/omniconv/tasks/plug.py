@@ -38,7 +38,8 @@ def from_datasets(
     for argument, value in (("name", name), ("licence", licence)):
         if not isinstance(value, str):
             raise TypeError(f"{argument} must be a string, got {args.show(value)}")
-    if isinstance(classes, str) or not all(isinstance(c, str) for c in classes):
+    names = isinstance(classes, Sequence) and not isinstance(classes, str)
+    if not names or not all(isinstance(c, str) for c in classes):
         raise TypeError(f"classes must be a sequence of strings, got {args.show(classes)}")
     if len(classes) < 2:
         raise ValueError(f"classes must name at least 2 classes, got {args.show(classes)}")
