@@ -25,7 +25,7 @@ FACES: dict[str, tuple[str, str | None]] = {
     "param_groups": ("omniconv.core.params", "param_groups"),
     "register": ("omniconv.core.registry", "register"),
     "swap_": ("omniconv.surgery.swap", "swap_"),
-    "SwapReport": ("omniconv.surgery.swap", "SwapReport"),
+    "SwapReport": ("omniconv.surgery.report", "SwapReport"),
     "testing": ("omniconv.testing", None),
     "where": ("omniconv.surgery.where", None),
 }

@@ -95,11 +95,7 @@ class Convolution(nn.Module):
         bound.apply_defaults()
         values = dict(bound.arguments)
         factory = check_factory(values.pop("device"), values.pop("dtype"))
-        own = {
-            name: values.pop(name)
-            for name, parameter in signature.parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        }
+        own = {name: values.pop(name) for name in self.own_arguments()}
         geometry = ConvArguments.parse(self.dim, **values, transposed=self.is_transposed)
         # torch's own __init__ would allocate and draw a dense weight: only its attributes are set,
         # which a test compares with torch's, attribute by attribute
@@ -109,6 +105,12 @@ class Convolution(nn.Module):
         self.register_parameter("bias", bias)
         self.setup(factory, **own)
         self.reset_parameters()
+
+    @classmethod
+    def own_arguments(cls) -> tuple[str, ...]:
+        """Names of the layer's own constructor arguments (those that torch's layer lacks)."""
+        parameters = inspect.signature(cls).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 
     def setup(self, factory: dict[str, Any]) -> None:
         """Create the parameters with ``new_parameter(*shape, **factory)``; check own arguments.

@@ -1,1 +1,1 @@
-"""."""
+"""Model -> model: swap convolutions for operators, fold them back."""
