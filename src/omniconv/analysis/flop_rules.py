@@ -72,7 +72,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["count"]
+__all__ = ["count", "has_rule"]
 
 Arguments = tuple[Any, ...]
 Rule = Callable[[Arguments, Any], int]
@@ -93,10 +93,10 @@ FREE = _words(
     index index_copy index_fill index_select is_same_size isin kthvalue lift lift_fresh_copy
     linspace logspace masked_fill masked_scatter masked_select max_unpool2d max_unpool3d median
     mode nan_to_num new_empty new_empty_strided new_full new_ones new_zeros nonzero
-    nonzero_static ones ones_like pixel_shuffle pixel_unshuffle positive reflection_pad1d
+    nonzero_static ones ones_like pixel_shuffle pixel_unshuffle reflection_pad1d
     reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
     replication_pad2d replication_pad3d resize roll scalar_tensor scatter searchsorted
-    select_backward select_scatter set slice_backward slice_scatter sort split split_with_sizes
+    select_backward select_scatter set slice_backward slice_scatter sort
     stack take topk tril tril_indices triu triu_indices unique_consecutive unique_dim
     unsafe_split unsafe_split_with_sizes upsample_nearest1d upsample_nearest2d
     upsample_nearest3d where zero zeros zeros_like
@@ -123,7 +123,7 @@ PER_OUTPUT: dict[str, int] = {
 }
 
 PER_INPUT: dict[str, int] = {
-    **dict.fromkeys(("sum", "nansum", "mean", "prod", "amax", "amin", "max", "min"), 1),
+    **dict.fromkeys(("sum", "nansum", "mean", "prod", "amax", "amin"), 1),
     **dict.fromkeys(("cumsum", "cumprod", "col2im", "unfold_backward"), 1),
     **dict.fromkeys(("embedding_dense_backward", "segment_reduce"), 1),
     **{f"{kind}_pad{d}d_backward": 1 for kind in ("reflection", "replication") for d in (1, 2, 3)},
@@ -146,6 +146,11 @@ PER_INPUT: dict[str, int] = {
 
 COMPLEX = {"mul": 6, "div": 11, "addcmul": 8, "addcdiv": 13, "abs": 4}
 MATRIX_PRODUCTS = frozenset({"mm", "bmm", "addmm", "baddbmm"})
+
+
+def has_rule(name: str) -> bool:
+    """Whether an operator is listed here by name (most pointwise ones are known by their tag)."""
+    return name.removeprefix("_foreach_") in RULED
 
 
 def count(
@@ -235,6 +240,12 @@ def _product(multiply_adds: Callable[[Arguments], int]) -> Rule:
         return (8 if out.is_complex() else 2) * multiply_adds(args)
 
     return rule
+
+
+def _extremum(args: Arguments, out: Any) -> int:
+    """``max`` and ``min``: of two tensors, or over an axis or all of one."""
+    pair = len(args) > 1 and isinstance(args[1], Tensor)
+    return _real_parts(out if pair else args[0]) if _is_float(out) else 0
 
 
 def _each(position: int) -> Rule:
@@ -346,6 +357,7 @@ def _solver(cubes: int, divisor: int, per_column: int = 0, position: int = 0) ->
 
 
 SPECIAL: dict[str, Rule] = {
+    **dict.fromkeys(("max", "min"), _extremum),
     "dot": _product(lambda a: a[0].numel()),
     "vdot": _product(lambda a: a[0].numel()),
     "mv": _product(lambda a: a[0].numel()),
@@ -386,3 +398,5 @@ SPECIAL: dict[str, Rule] = {
     "cholesky_solve": _solver(0, 1, 2, position=1),
     "linalg_solve_triangular": _solver(0, 1, 1),
 }
+
+RULED = FREE | PER_OUTPUT.keys() | PER_INPUT.keys() | SPECIAL.keys() | {"convolution_backward"}

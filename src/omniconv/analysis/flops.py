@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from omniconv.analysis.flop_rules import count
+from omniconv.analysis.flop_rules import count, has_rule
 from omniconv.analysis.follow import following
 from omniconv.analysis.preserve import leaf, preserved
-from omniconv.analysis.table import text_table
+from omniconv.core.table import text_table
 from omniconv.core import args as parse
 from omniconv.core.compat import DispatchMode, map_tensors, tensors_in
 
@@ -177,7 +177,7 @@ class _Counter(DispatchMode):
             name = name.removesuffix("_")
             packet = getattr(torch.ops.aten, SAME_FORMULA.get(name, name), packet)
         formula = self.formulas.get(packet)
-        if formula is None and namespace != "prim":
+        if formula is None and namespace != "prim" and not has_rule(name):
             with self:
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:

@@ -39,8 +39,6 @@ def preserved(*models: nn.Module) -> Iterator[None]:
                 module.training = training
             with torch.no_grad():
                 for module, name, buffer, value in buffers:
-                    if not (buffer.is_meta or torch.equal(buffer, value)):
-                        buffer.copy_(value)
-                    setattr(module, name, buffer)
+                    setattr(module, name, buffer.copy_(value))
             for parameter, gradient in gradients:
                 parameter.grad = gradient

@@ -21,7 +21,7 @@ from omniconv.analysis.measure import (
     time_steps,
 )
 from omniconv.analysis.preserve import preserved
-from omniconv.analysis.table import text_table
+from omniconv.core.table import text_table
 from omniconv.core import args as parse
 from omniconv.core.compat import tensors_in
 

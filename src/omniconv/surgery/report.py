@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from omniconv.core import args
+from omniconv.core.table import text_table
 
 __all__ = ["SwapReport", "SwapRow"]
 
@@ -62,13 +63,11 @@ class SwapReport:
 
     def __str__(self) -> str:
         head = ("layer", "before", "after", "result")
-        table = [head, *((r.path, r.before, r.after, _result(r)) for r in self.layers)]
-        widths = [max(len(line[i]) for line in table) for i in range(4)]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in table]
-        lines.insert(1, "  ".join("-" * w for w in widths))
+        rows = [(r.path, r.before, r.after, _result(r)) for r in self.layers]
+        lines = text_table([head, *rows], left=4)
         skipped = len(self.layers) - len(self.swapped)
         lines.append(f"{len(self.swapped)} swapped, {skipped} skipped")
-        return "\n".join(line.rstrip() for line in lines)
+        return "\n".join(lines)
 
 
 def _result(row: SwapRow) -> str:

@@ -1,0 +1,270 @@
+"""The command line: parses, calls, prints; no logic.
+
+Exit codes: 0 done, 1 done with failures, 2 refused with one clear sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+try:
+    import typer
+except ImportError:  # the library works without the tool's packages
+    sys.exit('omniconv: the command line needs its packages: pip install "omniconv[compare]"')
+
+from omniconv.core.table import text_table
+
+app = typer.Typer(
+    help="Any convolution, in any PyTorch model: correct, fast, honestly compared.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+@app.command("list")
+def list_command(
+    pattern: Annotated[str, typer.Argument(help="Shell pattern, such as 'd*'.")] = "*",
+    role: Annotated[str | None, typer.Option(help="Only operators of this role.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Only those for 1, 2 or 3 axes.")] = None,
+    folds: Annotated[bool | None, typer.Option(help="Only those that fold, or do not.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the operators."""
+    from omniconv.core.registry import card, list_operators
+
+    cards = [card(name) for name in list_operators(pattern, role=role, dim=dim, folds=folds)]
+    if as_json:
+        _print_json([c.to_json() for c in cards])
+        return
+    rows = [("name", "role", "dims", "folds", "what it is")]
+    for c in cards:
+        dims = ",".join(map(str, c.dims))
+        rows.append((c.name, c.role, dims, "yes" if c.folds else "no", c.summary))
+    print("\n".join(text_table(rows, left=5)))
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="An operator's name.")], as_json: AsJson = False
+) -> None:
+    """Show one operator's card."""
+    from omniconv.core.registry import card
+
+    c = card(name)
+    if as_json:
+        _print_json(c.to_json())
+        return
+    layers = [*c.classes.values(), *c.transposed.values()]
+    facts = {
+        "what": c.summary,
+        "equation": c.equation,
+        "layers": ", ".join(layer.__name__ for layer in layers),
+        "own arguments": ", ".join(_own_arguments(layers[0])) or "none",
+        "variants": ", ".join(c.variants),
+        "folds": "to torch's plain layer" if c.folds else "no",
+        "from_conv": c.preserves_note,
+        "mixes channels": "yes" if c.mixes_channels else "no",
+        "kernel depends on the input": "yes" if c.input_dependent else "no",
+        "equivariance": ", ".join(c.equivariance) or "none",
+        "ONNX": "yes" if c.onnx else "no",
+        "citation": c.citation,
+        "official code": f"{c.source} ({c.source_licence})" if c.source else "none",
+        "literature rows": ", ".join(map(str, c.rows)),
+    }
+    print(f"{c.name} ({c.kind}, {c.role})\n")
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        print(f"  {key.ljust(width)}  {value}")
+    print(f"\n  oc.create({c.name!r}, in_channels, out_channels, kernel_size, ...)")
+
+
+def _own_arguments(layer: Any) -> list[str]:
+    import inspect
+
+    parameters = inspect.signature(layer).parameters
+    return [f"{n}={parameters[n].default!r}" for n in layer.own_arguments()]
+
+
+@app.command()
+def literature(
+    pattern: Annotated[str, typer.Argument(help="Text in the name or title.")] = "",
+    status: Annotated[str | None, typer.Option(help="works, partial or absent.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The 352 published systems and what of them is here."""
+    from omniconv.core import args
+    from omniconv.literature import STATUSES, systems
+
+    rows = [s for s in systems() if pattern.lower() in f"{s.name} {s.title}".lower()]
+    if status is not None:
+        args.choice("status", status, STATUSES)
+        rows = [s for s in rows if s.status == status]
+    if as_json:
+        from dataclasses import asdict
+
+        _print_json([asdict(s) for s in rows])
+        return
+    table = [("id", "status", "name", "public names, or what is left")]
+    for s in rows:
+        what = "; ".join(filter(None, (", ".join(s.names), s.left)))
+        table.append((str(s.id), s.status, _shorten(s.name, 32), _shorten(what, 90)))
+    print("\n".join(text_table(table, left=4)))
+    tally = ", ".join(f"{sum(s.status == k for s in rows)} {k}" for k in STATUSES)
+    print(f"{len(rows)} systems: {tally}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """What works on this machine, what does not, and the remedy."""
+    from omniconv.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json([f.to_json() for f in findings])
+    else:
+        rows = [("", "status", "found", "needed for")]
+        rows += [(f.name, f.status, _shorten(f.found, 70), f.purpose) for f in findings]
+        print("\n".join(text_table(rows, left=4)))
+        remedies = [f for f in findings if f.status != "ok"]
+        if remedies:
+            print("\nRemedies")
+        for f in remedies:
+            print(f"  {f.name}: {f.remedy}")
+    if any(f.status == "broken" for f in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help="A backbone's name, such as resnet20.")],
+    swap: Annotated[
+        str | None, typer.Option(help="Operator to swap in: 'dcls(kernel_size=5, taps=9)'.")
+    ] = None,
+    where: Annotated[str, typer.Option(help="Pattern of the layers to swap.")] = "layer*",
+    batch: Annotated[int, typer.Option(help="Images per call.")] = 8,
+    size: Annotated[int, typer.Option(help="Height and width of the images, in pixels.")] = 32,
+    channels: Annotated[int, typer.Option(help="Channels of the images.")] = 3,
+    classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
+    width: Annotated[int, typer.Option(help="Width of the backbone.")] = 16,
+    steps: Annotated[int, typer.Option(help="Timed repetitions.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Parameters, FLOPs, times and memory of a backbone, plain or swapped."""
+    import torch
+
+    from omniconv.analysis import profile as measure
+    from omniconv.compare.plan import parse_operator
+    from omniconv.core import args
+    from omniconv.models import build
+    from omniconv.surgery.swap import swap_
+    from omniconv.surgery.where import name as named
+
+    shape = [args.positive_int("batch", batch), args.positive_int("channels", channels)]
+    shape += [args.positive_int("size", size)] * 2
+    network = build(model, in_channels=channels, classes=classes, width=width)
+    report = None
+    if swap is not None:
+        operator, arguments = parse_operator(swap)
+        report = swap_(network, operator, where=named(where), from_weights=False, **arguments)
+    result = measure(network, torch.randn(shape), steps=args.positive_int("steps", steps))
+    if as_json:
+        data = {"model": model, "profile": result.to_json()}
+        _print_json(data | {"swap": report.to_json() if report else None})
+        return
+    if report is not None:
+        print(f"{report}\n")
+    print(result)
+
+
+@app.command()
+def compare(
+    operators: Annotated[
+        str | None, typer.Option(help="Rows: 'conv,conv(width=1.5),dcls(kernel_size=5,taps=9)'.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Number of seeds, or a list '0,1,2'.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Length of training: '2epochs'.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="mnist5k, cifar10:DIR, idx:DIR or folder:DIR."),
+    ] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet8, resnet20, ...")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of every trial.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Plan file (YAML).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("omniconv-report"),
+    as_json: AsJson = False,
+) -> None:
+    """The main job: train networks, measure them, judge them, write a report."""
+    from omniconv.compare import plan_from_flags, run
+
+    chosen = plan_from_flags(
+        plan=plan,
+        operators=operators,
+        seeds=seeds,
+        budget=budget,
+        data=data,
+        backbone=backbone,
+        width=width,
+        threads=threads,
+    )
+    code, results = run(chosen, out, progress=not as_json)
+    if as_json:
+        _print_json(results)
+    raise typer.Exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from omniconv import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Any convolution, in any PyTorch model: correct, fast, honestly compared."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main() -> None:
+    """Run the command line; errors end in one sentence and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except typer.TyperException as error:
+        print(f"omniconv: {error.format_message()}", file=sys.stderr)
+        code = 2
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("OMNICONV_DEBUG"):
+            raise
+        print(f"omniconv: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    sys.exit(code or 0)

