@@ -21,6 +21,7 @@ SOURCE = ROOT / "src" / "omniconv"
 # A room imports only from its own level and from the levels below it.
 LEVELS = (
     ("cli",),
+    ("doctor",),
     ("compare",),
     ("testing",),
     ("tasks", "models"),

@@ -1,7 +1,8 @@
-"""Pages written from the code at build time: one section per card, and the literature table."""
+"""What the site takes from the code at build time: cards, docstrings, the literature table."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _autodoc(directive: str, name: str, *options: str) -> str:
-    body = "\n".join(f"   {option}" for option in options)
-    return f"```{{eval-rst}}\n.. {directive}:: omniconv.{name}\n{body}\n```\n"
+def _autodoc(directive: str, name: str, option: str = "") -> str:
+    return f"```{{eval-rst}}\n.. {directive}:: {name}\n   {option}\n```\n"
 
 
 def _facts(card: Card) -> Iterable[tuple[str, object]]:
@@ -54,9 +54,10 @@ def _operator(card: Card) -> str:
             f"{card.summary}\n",
             f"```text\n{card.equation}\n```\n",
             _table(("", ""), facts),
-            _autodoc("autoclass", first, ":members: from_conv, fold", ":inherited-members:"),
+            _autodoc("automodule", home, ":no-index:"),
+            _autodoc("autoclass", f"omniconv.nn.{first}", ":members: kernel, from_conv, fold"),
             also if others else "",
-            *(_autodoc("autofunction", f"functional.{name}") for name in functions),
+            *(_autodoc("autofunction", f"omniconv.functional.{name}") for name in functions),
         ]
     )
 
@@ -88,7 +89,14 @@ def _write(app: Sphinx) -> None:
             page.write_text(text, encoding="utf-8")
 
 
+def _inherit(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A class without a docstring shows that of its base, which holds for every dimension."""
+    if what == "class" and not any(lines):
+        lines[:] = (inspect.getdoc(obj) or "").splitlines()
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Write the pages before Sphinx looks for documents."""
+    """Write the pages before Sphinx looks for documents, complete docstrings before it parses."""
     app.connect("builder-inited", _write)
+    app.connect("autodoc-process-docstring", _inherit, priority=400)
     return {"parallel_read_safe": True}
