@@ -1,4 +1,4 @@
-"""What the documentation shows works: its code runs, its commands exist, its links lead somewhere."""
+"""What the documentation shows works: its code runs, its commands exist, its links lead on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from documents import PAGES, ROOT, blocks, commands
 
 # CONTRIBUTING's code is a file of its own; test_project_contributing.py follows it.

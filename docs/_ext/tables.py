@@ -75,8 +75,8 @@ def _literature() -> str:
     ]
     head = ("id", "name", "publication", "status", "here", "left, or why absent")
     return (
-        f"# Literature\n\n{len(rows)} published systems: {counts}. `omniconv literature` prints the "
-        f"same table. *works* and *partial* are claims that tests show.\n\n{_table(head, rows)}"
+        f"# Literature\n\n{len(rows)} published systems: {counts}. `omniconv literature` prints "
+        f"the same table. *works* and *partial* are claims that tests show.\n\n{_table(head, rows)}"
     )
 
 
