@@ -123,13 +123,18 @@ class ConvArguments:
                 out.append((n + before + after - reach - 1) // self.stride[i] + 1)
         return tuple(out)
 
-    def flops(self, shape: Sequence[int]) -> int:
-        """FLOPs of torch's convolution on an input of this shape: 2 per tap, padding included."""
+    def flops(self, shape: Sequence[int]) -> tuple[int, int]:
+        """FLOPs of torch's convolution on an input of this shape: (forward, backward).
+
+        Two per tap, padding included; backward: the gradients of input and kernel cost the
+        forward once each, the bias one addition per output element.
+        """
         size = shape[-self.dim :]
         batch = shape[0] if len(shape) == self.dim + 2 else 1
-        positions = math.prod(size if self.transposed else self.output_size(size))
+        out = math.prod(self.output_size(size))
         taps = math.prod(self.kernel_size) * self.in_channels * self.out_channels // self.groups
-        return 2 * batch * positions * taps
+        forward = 2 * batch * taps * (math.prod(size) if self.transposed else out)
+        return forward, 2 * forward + (batch * self.out_channels * out if self.bias else 0)
 
     def pad(self, x: Tensor) -> Tensor:
         """``x`` padded on its last ``dim`` axes as ``padding`` and ``padding_mode`` say."""

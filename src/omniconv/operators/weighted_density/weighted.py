@@ -210,19 +210,16 @@ def _reference(layer: Any, x: Tensor) -> Tensor:
 
 def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     """The plain convolution, and the kernel's products with the density."""
-    plain = layer.geometry.flops(shape)
+    plain, plain_backward = layer.geometry.flops(shape)
     entries = math.prod(layer.kernel_shape)
-    outer = sum(itertools.accumulate(layer.kernel_size, operator.mul))
-    backward = 2 * plain + entries
+    outer = list(itertools.accumulate(layer.kernel_size, operator.mul))
+    backward = plain_backward + entries
     if layer.trainable_density:
-        backward += 2 * entries + _outer_backward(layer.kernel_size)
-    return plain + outer + entries, backward
-
-
-def _outer_backward(size: tuple[int, ...]) -> int:
-    """Gradient of the chained outer product of one profile per axis."""
-    raise_ = list(itertools.accumulate(size, operator.mul))
-    return 4 * sum(raise_)
+        # Phi's gradient is a product and a sum; each outer product but the first sends one of
+        # both to its two factors; the two mirrored halves of a profile are added
+        backward += 2 * entries + outer[0] + 4 * sum(outer[1:])
+        backward += sum(map(len, layer.initial_density))
+    return plain + sum(outer) + entries, backward
 
 
 def _samples(dim: int) -> tuple[Sample, ...]:
