@@ -84,22 +84,22 @@ def _words(text: str) -> frozenset[str]:
 
 FREE = _words(
     """
-    _assert_async _assert_tensor_metadata _conj_physical _local_scalar_dense _to_copy _unique2
-    _unsafe_index _unsafe_view _upsample_nearest_exact1d _upsample_nearest_exact2d
-    _upsample_nearest_exact3d all any arange argmax argmin as_strided_scatter bincount bucketize
-    cat channel_shuffle clone complex conj_physical constant_pad_nd copy copysign count_nonzero
-    cummax cummin diag_embed diagonal_backward diagonal_scatter embedding empty empty_like
-    empty_permuted empty_strided equal eye fill flip full full_like gather heaviside im2col
-    index index_copy index_fill index_select is_same_size isin kthvalue lift lift_fresh_copy
-    linspace logspace masked_fill masked_scatter masked_select max_unpool2d max_unpool3d median
-    mode nan_to_num new_empty new_empty_strided new_full new_ones new_zeros nonzero
-    nonzero_static ones ones_like pixel_shuffle pixel_unshuffle reflection_pad1d
-    reflection_pad2d reflection_pad3d repeat repeat_interleave replication_pad1d
-    replication_pad2d replication_pad3d resize roll scalar_tensor scatter searchsorted
-    select_backward select_scatter set slice_backward slice_scatter sort
-    stack take topk tril tril_indices triu triu_indices unique_consecutive unique_dim
-    unsafe_split unsafe_split_with_sizes upsample_nearest1d upsample_nearest2d
-    upsample_nearest3d where zero zeros zeros_like
+    _assert_async _assert_tensor_metadata _conj_physical _linalg_check_errors
+    _local_scalar_dense _to_copy _unique2 _unsafe_index _unsafe_view _upsample_nearest_exact1d
+    _upsample_nearest_exact2d _upsample_nearest_exact3d all any arange argmax argmin
+    as_strided_scatter bincount bucketize cat channel_shuffle clone complex conj_physical
+    constant_pad_nd copy copysign count_nonzero cummax cummin diag_embed diagonal_backward
+    diagonal_scatter embedding empty empty_like empty_permuted empty_strided equal eye fill flip
+    full full_like gather heaviside im2col index index_copy index_fill index_select is_same_size
+    isin kthvalue lift lift_fresh_copy linspace logspace masked_fill masked_scatter
+    masked_select max_unpool2d max_unpool3d median mode nan_to_num new_empty new_empty_strided
+    new_full new_ones new_zeros nonzero nonzero_static ones ones_like pixel_shuffle
+    pixel_unshuffle reflection_pad1d reflection_pad2d reflection_pad3d repeat repeat_interleave
+    replication_pad1d replication_pad2d replication_pad3d resize roll scalar_tensor scatter
+    searchsorted select_backward select_scatter set slice_backward slice_scatter sort stack take
+    topk tril tril_indices triu triu_indices unique_consecutive unique_dim unsafe_split
+    unsafe_split_with_sizes upsample_nearest1d upsample_nearest2d upsample_nearest3d where zero
+    zeros zeros_like
     """
 )
 
@@ -220,8 +220,7 @@ def _pointwise(name: str, args: Arguments, kwargs: Mapping[str, Any], out: Any) 
     if not _is_float(out):
         return 0
     scaled = any(kwargs.get(factor, 1) != 1 for factor in ("alpha", "value"))
-    operands = [_is_complex(_first(a)) for a in args if isinstance(_first(a), (Tensor, complex))]
-    if name in COMPLEX and operands and all(operands):
+    if name in COMPLEX and all(_is_complex(_first(a)) for a in args):
         points = sum(t.numel() for t in out) if isinstance(out, (tuple, list)) else out.numel()
         return (COMPLEX[name] + 2 * scaled) * int(points)
     return (PER_OUTPUT.get(name, 1) + scaled) * _real_parts(out)

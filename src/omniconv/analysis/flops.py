@@ -23,9 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from omniconv.analysis.flop_rules import count, has_rule
 from omniconv.analysis.follow import following
 from omniconv.analysis.preserve import leaf, preserved
-from omniconv.core.table import text_table
 from omniconv.core import args as parse
 from omniconv.core.compat import DispatchMode, map_tensors, tensors_in
+from omniconv.core.table import text_table
 
 __all__ = ["FlopCount", "count_flops"]
 

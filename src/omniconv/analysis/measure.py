@@ -68,7 +68,9 @@ def count_parameters(model: nn.Module) -> int:
     Raises:
         ValueError: A lazy layer has not seen an input yet.
     """
-    for name, parameter in _module("model", model).named_parameters():
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {parse.show(model)}")
+    for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(f"model must be initialised, but its parameter {name!r} is still lazy")
     return sum(p.numel() for p in model.parameters())
@@ -152,19 +154,14 @@ def arguments(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
-def _module(name: str, model: Any) -> nn.Module:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{name} must be an nn.Module, got {parse.show(model)}")
-    return model
-
-
 def _on_gpu(models: Sequence[nn.Module]) -> bool:
     return any(p.is_cuda for model in models for p in model.parameters())
 
 
 def _training_step(model: nn.Module, inputs: Any, loss_fn: LossFn | None) -> Callable[[], None]:
-    values = map_tensors(leaf, arguments(inputs))
-    leaves = [*_module("model", model).train().parameters(), *tensors_in(values)]
+    with torch.inference_mode(False):
+        values = map_tensors(leaf, arguments(inputs))
+    leaves = [*model.train().parameters(), *tensors_in(values)]
 
     def step() -> None:
         for tensor in leaves:
@@ -182,7 +179,7 @@ def _training_step(model: nn.Module, inputs: Any, loss_fn: LossFn | None) -> Cal
 
 def _inference(model: nn.Module, inputs: Any) -> Callable[[], None]:
     values = arguments(inputs)
-    _module("model", model).eval()
+    model.eval()
 
     def call() -> None:
         with torch.no_grad():

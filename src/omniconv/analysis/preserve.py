@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from omniconv.core import args as parse
+
 __all__ = ["leaf", "preserved"]
 
 
@@ -24,6 +26,9 @@ def preserved(*models: nn.Module) -> Iterator[None]:
     Measuring runs a model, and a run in training mode moves the statistics of normalisation
     layers, fills ``.grad`` and draws random numbers. State in plain Python attributes is not seen.
     """
+    for model in models:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {parse.show(model)}")
     modules = {id(m): m for model in models for m in model.modules()}.values()
     flags = [(m, m.training) for m in modules]
     buffers = [

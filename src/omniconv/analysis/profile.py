@@ -21,9 +21,9 @@ from omniconv.analysis.measure import (
     time_steps,
 )
 from omniconv.analysis.preserve import preserved
-from omniconv.core.table import text_table
 from omniconv.core import args as parse
 from omniconv.core.compat import tensors_in
+from omniconv.core.table import text_table
 
 __all__ = ["LayerRow", "Profile", "profile"]
 
@@ -133,8 +133,6 @@ def profile(
     """
     steps = parse.positive_int("steps", steps)
     backward = parse.boolean("backward", backward)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {parse.show(model)}")
     with preserved(model):
         flops = count_flops(model.train(backward), *arguments(example_inputs), backward=backward)
     step = time_steps([model], example_inputs, repeats=steps)[0] if backward else None
@@ -171,7 +169,7 @@ def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tupl
     watch = _Watch(synchronise=any(p.is_cuda for p in model.parameters()))
     with preserved(model), torch.no_grad(), following(model.eval(), watch.enter, watch.leave):
         model(*arguments(inputs))
-        moved = dict(watch.moved)
+        moved = watch.moved.copy()
         watch.seconds.clear()
         for _ in range(steps):
             model(*arguments(inputs))
@@ -182,7 +180,7 @@ def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tupl
         own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for p in own)
         forward, backward = flops.own(path)
-        works = forward or not list(module.children())
+        crossing = moved[path] if forward or not list(module.children()) else 0
         rows.append(
             LayerRow(
                 path=path,
@@ -190,7 +188,7 @@ def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tupl
                 parameters=sum(p.numel() for p in own),
                 flops_forward=forward,
                 flops_backward=backward,
-                bytes=_bytes([*own, *module.buffers(recurse=False)]) + (moved.get(path, 0) if works else 0),
+                bytes=crossing + _bytes([*own, *module.buffers(recurse=False)]),
                 share=watch.seconds[path] / total,
             )
         )
