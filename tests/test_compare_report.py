@@ -164,7 +164,7 @@ def test_any_value_may_be_null_missing_or_not_finite(tmp_path: Path):
         ({"rows": 4, "seeds": 2, "epochs": 1, "failing": 1}, 90_000),
         ({"rows": 3, "failing": 3}, 60_000),
         ({"rows": 20, "seeds": 5, "epochs": 100, "size": 11, "failing": 2}, LIMIT),
-        ({"rows": 30, "seeds": 10, "epochs": 300, "size": 25}, LIMIT),
+        ({"rows": 40, "seeds": 25, "epochs": 150, "size": 9}, LIMIT),
     ],
     ids=["default", "one", "quick", "failed", "many", "huge"],
 )
@@ -275,11 +275,18 @@ def test_other_schemas_are_refused_in_one_sentence(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path):
-    target = tmp_path / "report.html"
-    target.mkdir()
-    with pytest.raises(OSError, match=r"report\.html"):
-        write_report(make_results(rows=1), target)
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full_disk(path: Path, text: str, **_: Any) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    old = render(make_results(rows=2), tmp_path)
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_report(make_results(rows=1), tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == old
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
