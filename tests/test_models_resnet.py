@@ -153,7 +153,7 @@ def test_build_makes_the_named_network() -> None:
         ("resnet", r"did you mean 'resnet20'"),
         ("vgg", r"backbone must be 'resnet<depth>' .*got 'vgg'$"),
         ("", r"got ''$"),
-        ("resnet" + "9" * 99, r"backbone must be"),
+        pytest.param("resnet" + "9" * 9999, r"backbone must be", id="long"),
     ],
 )
 def test_bad_names_are_refused(name: str, message: str) -> None:

@@ -268,6 +268,7 @@ def test_own_pillow_images_and_float_images() -> None:
         ([(pixels(3, 4, 5).int(), 0)], TypeError, "must be uint8 or floating point, got torch.int"),
         ([(torch.full((3, 4, 5), torch.nan), 0)], ValueError, r"train\[0\] must be finite"),
         ([(pixels(3, 4, 5), 0), (pixels(3, 5, 5), 1)], ValueError, r"train\[1\] must be like"),
+        ([(pixels(3, 4, 5), 0), (torch.rand(3, 4, 5), 1)], ValueError, r"train\[1\] must be like"),
         ([(pixels(3, 4, 6), 0)], ValueError, r"validation must hold images like train's"),
         ([(torch.rand(3, 4, 5), 0)], ValueError, r"validation must .*float32, got .*uint8"),
     ],

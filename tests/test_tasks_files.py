@@ -8,7 +8,9 @@ import random
 import re
 import shutil
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +155,34 @@ def test_folder_leaves_out_hidden_and_other_files(tmp_path: Path) -> None:
     (tmp_path / "train" / "ant" / "notes.txt").write_text("x")
     (tmp_path / "train" / "ant" / "._0.png").write_bytes(b"x")
     assert load(spec).hash == before
+
+
+def test_folder_order_is_not_the_file_system_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_folder(tmp_path)
+    genuine = os.scandir
+    hashes = set()
+    for backwards in (False, True):
+
+        @contextmanager
+        def scandir(path: Path, backwards: bool = backwards) -> Iterator[list[os.DirEntry[str]]]:
+            with genuine(path) as entries:
+                yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("omniconv.tasks.folder.os.scandir", scandir)
+            hashes.add(load(spec).hash)
+    assert len(hashes) == 1
+
+
+def test_transparent_palette_images_are_read(tmp_path: Path) -> None:
+    spec = make_folder(tmp_path)
+    path = tmp_path / "test" / "ant" / "0.png"
+    image = pytest.importorskip("PIL.Image").open(path).convert("P")
+    image.save(path, transparency=bytes(range(256)))
+    expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(load(spec).test.images[0].permute(1, 2, 0).numpy(), expected)
 
 
 def test_limit_decodes_only_the_images_it_keeps(
@@ -305,6 +335,17 @@ def test_image_that_is_none_or_truncated_or_of_16_bits(tmp_path: Path) -> None:
         assert "an image of 8 bits per channel" in text
     pytest.importorskip("PIL.Image").fromarray(np.zeros((7, 9), np.uint16)).save(path)
     assert re.search("0.png' must be an image of 8 bits per channel.*I;16", refusal(spec))
+
+
+def test_image_of_a_billion_pixels(tmp_path: Path) -> None:
+    spec = make_folder(tmp_path)
+    path = tmp_path / "train" / "ant" / "0.png"
+    chunks = b""
+    size = struct.pack(">2I5B", 30_000, 30_000, 8, 0, 0, 0, 0)
+    for body in (b"IHDR" + size, b"IDAT" + zlib.compress(bytes(9))):
+        chunks += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+    assert re.search("0.png' must be an image .*cannot be read: .*exceeds limit", refusal(spec))
 
 
 def test_a_decoder_outside_the_list_does_not_run(tmp_path: Path) -> None:
