@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -346,6 +347,13 @@ def test_image_of_a_billion_pixels(tmp_path: Path) -> None:
         chunks += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
     assert re.search("0.png' must be an image .*cannot be read: .*exceeds limit", refusal(spec))
+
+
+def test_without_pillow_the_remedy_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_folder(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=r"^data .folder:DIR. needs the package pillow: pip inst"):
+        load(spec)
 
 
 def test_a_decoder_outside_the_list_does_not_run(tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["check_directory", "check_file", "read_bytes", "show", "unreadable"]
+__all__ = ["REMEDY", "check_directory", "check_file", "read_bytes", "show", "unreadable"]
+
+REMEDY = 'pip install "omniconv[compare]"'
+"""What to do where a package is missing."""
 
 
 def show(path: Path) -> str:

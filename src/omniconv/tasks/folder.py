@@ -37,6 +37,7 @@ def read(directory: Path) -> Listing:
 
     Raises:
         ValueError: A folder or file is missing, unreadable or malformed; the sentence names it.
+        ImportError: Pillow is not installed, once images are decoded.
     """
     files.check_directory(directory)
     roots = {"train": directory / "train", "test": directory / "test"}
@@ -118,8 +119,10 @@ def _decode(groups: list[list[Path]]) -> list[np.ndarray]:
 
 def _image(path: Path) -> np.ndarray:
     """Pixels (H, W, 1) of a grey image, (H, W, 3) of a colour one."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError:
+        raise ImportError(f"data 'folder:DIR' needs the package pillow: {files.REMEDY}") from None
     wanted = f"an image of 8 bits per channel ({', '.join(FORMATS)})"
     try:
         files.check_file(path, wanted)

