@@ -140,11 +140,21 @@ def scatter(rows: Sequence[Row], metric: Metric, cost: str, axis: str, *, wide: 
             continue
         if label.leader:
             parts.append(line(*spot, *label.leader, "leader"))
-        parts.append(text(name, label.box.left + 1, label.box.bottom - 4, "name"))
+        parts.append(_name(name, label.box, spot[0]))
     for row, spot in zip(shown, spots, strict=True):
         parts.append(mark(row.slug, *spot, 6 if wide else 5))
     summary = f"{metric.name} against {axis} of {len(shown)} rows; the numbers are in the table"
     return picture(width, height, summary, *parts, class_="wide" if wide else "narrow")
+
+
+def _name(content: str, box: Box, x: float) -> Drawing:
+    """A label in its box, set close to its point at `x`."""
+    base = box.bottom - 4
+    if box.right <= x:
+        return text(content, box.right - 1, base, "name", "end")
+    if box.left >= x:
+        return text(content, box.left + 1, base, "name")
+    return text(content, (box.left + box.right) / 2, base, "name", "middle")
 
 
 def _caption(row: Row, ys: Scale, metric: Metric, longest: int) -> str:
