@@ -43,7 +43,9 @@ def _facts(card: Card) -> Iterable[tuple[str, object]]:
 
 
 def _operator(card: Card) -> str:
-    first, *others = (c.__name__ for c in (*card.classes.values(), *card.transposed.values()))
+    layers = [*card.classes.values(), *card.transposed.values()]
+    first, *others = (layer.__name__ for layer in layers)
+    methods = [m for m in ("forward", "kernel", "from_conv", "fold") if hasattr(layers[0], m)]
     home = card.layer(card.dims[0]).__module__
     functions = [name for name, module in _index.FUNCTIONAL.items() if module == home]
     facts = [(key, value) for key, value in _facts(card) if value]
@@ -55,7 +57,7 @@ def _operator(card: Card) -> str:
             f"```text\n{card.equation}\n```\n",
             _table(("", ""), facts),
             _autodoc("automodule", home, ":no-index:"),
-            _autodoc("autoclass", f"omniconv.nn.{first}", ":members: kernel, from_conv, fold"),
+            _autodoc("autoclass", f"omniconv.nn.{first}", f":members: {', '.join(methods)}"),
             also if others else "",
             *(_autodoc("autofunction", f"omniconv.functional.{name}") for name in functions),
         ]
