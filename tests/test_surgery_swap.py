@@ -267,7 +267,7 @@ def test_wrapped_models_are_refused_by_name():
         oc.swap_(torch.compile(model), "weighted")
     with pytest.raises(TypeError, match="it is wrapped in DataParallel"):
         oc.swap_(nn.Sequential(nn.DataParallel(model)), "weighted")
-    with pytest.raises(TypeError, match="model must be an nn.Module"):
+    with pytest.raises(TypeError, match=r"model must be an nn\.Module"):
         oc.swap_([model], "weighted")
 
 

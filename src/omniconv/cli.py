@@ -260,7 +260,7 @@ def main() -> None:
     except typer.TyperException as error:
         print(f"omniconv: {error.format_message()}", file=sys.stderr)
         code = 2
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("OMNICONV_DEBUG"):
             raise
         print(f"omniconv: {' '.join(str(error).split())}", file=sys.stderr)
