@@ -10,6 +10,7 @@ import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "omniconv"
 # A room imports only from its own level and from the levels below it.
 LEVELS = (
+    ("__main__",),
     ("cli",),
     ("doctor",),
     ("compare",),
@@ -107,8 +109,31 @@ def test_no_file_names_the_host_of_a_package_registry():
     assert found == set()
 
 
+def _project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def _names(requirements: list[str]) -> set[str]:
+    """Names as package indexes compare them, without extras and versions."""
+    found = {re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in requirements}
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+
+
+def test_the_library_needs_torch_and_numpy_only():
+    assert _names(_project()["dependencies"]) == {"torch", "numpy"}
+
+
+def test_every_requirement_is_pinned():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[\w.]+", pin) for pin in pins)
+    project = _project()
+    asked = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    assert _names(asked) - {"omniconv"} | {"hatchling", "editables"} <= _names(pins)
+
+
 def test_the_version_is_the_same_everywhere():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = _project()
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     top = re.search(r"^## \[(\d[^\]]*)\]", changelog, re.MULTILINE)
