@@ -101,6 +101,8 @@ class Card:
         folds: ``fold()`` gives the plain torch convolution with the same output.
         mixes_channels: Every output channel sees every input channel (of its group).
         input_dependent: The kernel depends on the input.
+        batch_statistics: In training mode the output depends on the whole batch and updates
+            running statistics; else both modes are the same and a call changes no state.
         preserves_function: ``from_conv`` with default arguments keeps a trained layer's output;
             else it gives the nearest that the operator can represent.
         preserves_note: Which layers it keeps and what "nearest" means here.
@@ -132,6 +134,7 @@ class Card:
     folds: bool = False
     mixes_channels: bool = True
     input_dependent: bool = False
+    batch_statistics: bool = False
     preserves_function: bool = False
     preserves_note: str = ""
     equivariance: tuple[str, ...] = ("translation",)

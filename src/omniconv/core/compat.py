@@ -36,6 +36,11 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
     return tree_map_only(torch.Tensor, function, value)
 
 
+def version(tensor: torch.Tensor) -> int:
+    """How often the tensor has been written to in place, views included."""
+    return int(tensor._version)
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether any forward or backward hook is registered on the module."""
     return any(

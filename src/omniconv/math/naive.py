@@ -1,4 +1,4 @@
-"""Convolution by its definition, one output position and one tap at a time.
+"""Convolution by its definition, one position at a time.
 
 The reference that operators are tested against. It is slow, differentiable and shares no code
 with torch's convolutions.
@@ -18,7 +18,7 @@ from omniconv.core.geometry import ConvArguments
 __all__ = ["at", "naive_convolution", "naive_pad", "windows"]
 
 
-def at(index: Iterable[int]) -> Any:
+def at(index: Iterable[int | slice]) -> Any:
     """The index of one spatial position in (B, C, *size)."""
     return (slice(None), slice(None), *index)
 
@@ -74,36 +74,42 @@ def naive_convolution(
     """
     if x.dim() == geometry.dim + 1:
         return naive_convolution(x.unsqueeze(0), kernel, bias, geometry).squeeze(0)
-    g = geometry.groups
     size = geometry.output_size(x.shape[2:])
-    cells = {p: x.new_zeros(x.shape[0], geometry.out_channels) for p in _positions(size)}
+    # (groups, O/groups, C/groups, taps), transposed (groups, C/groups, O/groups, taps)
+    w = kernel.unflatten(0, (geometry.groups, -1)).flatten(3)
     if geometry.transposed:
-        for source in _positions(x.shape[2:]):
-            values = x[at(source)].unflatten(1, (g, -1))
-            for tap in _positions(geometry.kernel_size):
-                target = tuple(
-                    p * s + t * d - b
-                    for p, s, t, d, (b, _) in zip(
-                        source,
-                        geometry.stride,
-                        tap,
-                        geometry.dilation,
-                        geometry.pads,
-                        strict=True,
-                    )
-                )
-                if target in cells:
-                    w = kernel[at(tap)].unflatten(0, (g, -1))
-                    product = (values.unsqueeze(-1) * w).sum(2)  # (B, g, O/g)
-                    cells[target] = cells[target] + product.flatten(1)
+        reach = [d * (k - 1) for d, k in zip(geometry.dilation, geometry.kernel_size, strict=True)]
+        extent = [
+            (n - 1) * s + r + 1 + o
+            for n, s, r, o in zip(
+                x.shape[2:], geometry.stride, reach, geometry.output_padding, strict=True
+            )
+        ]
+        canvas = x.new_zeros(x.shape[0], geometry.out_channels, *extent)
+        for position in _positions(x.shape[2:]):
+            values = x[at(position)].unflatten(1, (geometry.groups, -1, 1, 1))
+            spread = (values * w).sum(2).flatten(1, 2)
+            canvas[_under(position, geometry)] += spread.unflatten(-1, geometry.kernel_size)
+        inside = (slice(b, b + n) for (b, _), n in zip(geometry.pads, size, strict=True))
+        y = canvas[at(inside)]
     else:
-        for position, tap, values in windows(x, geometry):
-            w = kernel[at(tap)].unflatten(0, (g, -1))  # (g, O/g, C/g)
-            product = (w * values.unflatten(1, (g, 1, -1))).sum(-1)
-            cells[position] = cells[position] + product.flatten(1)
-    y = torch.stack(list(cells.values()), -1) if cells else x.new_zeros(0)
-    y = y.unflatten(-1, size)
+        padded = naive_pad(x, geometry)
+        cells = []
+        for position in _positions(size):
+            values = padded[_under(position, geometry)].unflatten(1, (geometry.groups, 1, -1))
+            cells.append((values.flatten(4) * w).sum((-1, -2)).flatten(1))
+        y = torch.stack(cells, -1).unflatten(-1, size)
     return y if bias is None else y + bias.view(-1, *[1] * geometry.dim)
+
+
+def _under(position: tuple[int, ...], geometry: ConvArguments) -> Any:
+    """The index of the entries under the kernel's taps at a position."""
+    return at(
+        slice(p * s, p * s + d * (k - 1) + 1, d)
+        for p, s, d, k in zip(
+            position, geometry.stride, geometry.dilation, geometry.kernel_size, strict=True
+        )
+    )
 
 
 def _positions(size: tuple[int, ...] | torch.Size) -> Iterator[tuple[int, ...]]:
