@@ -71,13 +71,21 @@ def test_rows_add_up_to_the_model() -> None:
 
 
 def test_time_goes_to_the_module_that_spends_it() -> None:
-    model = nn.Sequential(Sleep(2.0), nn.Sequential(Sleep(6.0), nn.Identity()))
-    rows = {
-        row.path: row.share for row in profile(model, torch.ones(1), steps=3, backward=False).layers
-    }
-    assert rows["1.0"] == pytest.approx(0.75, abs=0.1)
-    assert rows["0"] == pytest.approx(0.25, abs=0.1)
-    assert rows["1"] + rows[""] + rows["1.1"] < 0.1
+    model = nn.Sequential(Sleep(2.0), nn.Sequential(Sleep(18.0), nn.Identity()))
+    found = profile(model, torch.ones(1), steps=2, backward=False)
+    shares = {row.path: row.share for row in found.layers}
+    assert shares["1.0"] == pytest.approx(0.9, abs=0.1)
+    assert shares["0"] == pytest.approx(0.1, abs=0.1)
+    assert shares["1"] + shares[""] + shares["1.1"] < 0.2
+
+
+def test_a_shared_parameter_stands_in_one_row() -> None:
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    found = profile(model, torch.ones(1, 4), steps=1, backward=False)
+    assert [row.parameters for row in found.layers] == [0, 16, 0]
+    assert [row.bytes for row in found.layers] == [0, 32 + 64, 32 + 64]
+    assert found.parameters == 16
 
 
 def test_without_backward() -> None:

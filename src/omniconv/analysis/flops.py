@@ -122,8 +122,7 @@ def count_flops(
             if any(p.is_meta for p in model.parameters()):
                 inputs, kwargs = map_tensors(lambda t: t.to("meta"), (inputs, kwargs))
         if backward:
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.inference_mode(False))  # this enables gradients too
             inputs, kwargs = map_tensors(leaf, (inputs, kwargs))
         with counter:
             outputs = model_or_fn(*inputs, **kwargs)

@@ -8,6 +8,7 @@ the work itself (start Python with a pinned allocator then).
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import tempfile
@@ -15,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from statistics import median
 from typing import Any
 
@@ -141,8 +141,7 @@ def peak_memory(
     with preserved(model):
         call = _training_step(model, inputs, loss_fn) if backward else _inference(model, inputs)
         call()
-        for parameter in model.parameters():
-            parameter.grad = None
+        gc.collect()
         resident = [*model.parameters(), *model.buffers(), *tensors_in(inputs)]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in resident}
         growth = _cuda_growth(call) if _on_gpu([model]) else _cpu_growth(call)
@@ -163,16 +162,19 @@ def _training_step(model: nn.Module, inputs: Any, loss_fn: LossFn | None) -> Cal
         values = map_tensors(leaf, arguments(inputs))
     leaves = [*model.train().parameters(), *tensors_in(values)]
 
+    for tensor in leaves:
+        tensor.grad = None
+
     def step() -> None:
-        for tensor in leaves:
-            tensor.grad = None
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False):
             output = model(*values)
             roots = tensors_in(output if loss_fn is None else loss_fn(output))
             roots = [t for t in roots if t.requires_grad]
             if not roots:
                 raise ValueError("a training step needs an output or loss that requires a gradient")
             torch.autograd.backward(roots, [torch.ones_like(t) for t in roots])
+            for tensor in leaves:
+                tensor.grad = None
 
     return step
 
@@ -241,8 +243,15 @@ def _cpu_growth(call: Callable[[], None]) -> int:
         with open(path, encoding="utf-8") as file:
             events = json.load(file)["traceEvents"]
     events = [e for e in events if e.get("name") == "[memory]"]
-    events.sort(key=lambda e: (e["ts"], e["args"]["Ev Idx"]))
-    return max(accumulate((e["args"]["Bytes"] for e in events), initial=0))
+    held: dict[int, int] = {}
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e["ts"]):
+        size, address = event["args"]["Bytes"], event["args"]["Addr"]
+        if size > 0:
+            held[address] = size
+        total += size if size > 0 else -held.pop(address, 0)
+        peak = max(peak, total)
+    return peak
 
 
 def _cuda_growth(call: Callable[[], None]) -> int:

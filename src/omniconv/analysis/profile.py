@@ -35,7 +35,7 @@ class LayerRow:
     Attributes:
         path: Where the module sits; ``""`` is the model.
         type: Its class.
-        parameters: Number of its own parameters.
+        parameters: Number of its own parameters; one shared by two modules is in the first row.
         flops_forward: FLOPs of one call of the model that this module performs.
         flops_backward: The same for the gradient.
         bytes: Least bytes moved: its inputs and parameters read once, its output written once.
@@ -168,19 +168,17 @@ def _device(model: nn.Module, inputs: Any) -> str:
 def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tuple[LayerRow, ...]:
     watch = _Watch(synchronise=any(p.is_cuda for p in model.parameters()))
     with preserved(model), torch.no_grad(), following(model.eval(), watch.enter, watch.leave):
-        model(*arguments(inputs))
-        moved = watch.moved.copy()
-        watch.seconds.clear()
         for _ in range(steps):
             model(*arguments(inputs))
     total = sum(watch.seconds.values())
     rows = []
     seen: set[int] = set()
     for path, module in model.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        held = list(module.parameters(recurse=False))
+        own = [p for p in held if id(p) not in seen]
         seen.update(id(p) for p in own)
         forward, backward = flops.own(path)
-        crossing = moved[path] if forward or not list(module.children()) else 0
+        crossing = watch.moved[path] // steps if forward or not list(module.children()) else 0
         rows.append(
             LayerRow(
                 path=path,
@@ -188,7 +186,7 @@ def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tupl
                 parameters=sum(p.numel() for p in own),
                 flops_forward=forward,
                 flops_backward=backward,
-                bytes=crossing + _bytes([*own, *module.buffers(recurse=False)]),
+                bytes=crossing + _bytes([*held, *module.buffers(recurse=False)]),
                 share=watch.seconds[path] / total,
             )
         )
