@@ -127,14 +127,27 @@ class ConvArguments:
         """FLOPs of torch's convolution on an input of this shape: (forward, backward).
 
         Two per tap, padding included; backward: the gradients of input and kernel cost the
-        forward once each, the bias one addition per output element.
+        forward once each, the bias one addition per output element, besides :meth:`pad_flops`.
         """
         size = shape[-self.dim :]
         batch = shape[0] if len(shape) == self.dim + 2 else 1
         out = math.prod(self.output_size(size))
         taps = math.prod(self.kernel_size) * self.in_channels * self.out_channels // self.groups
         forward = 2 * batch * taps * (math.prod(size) if self.transposed else out)
-        return forward, 2 * forward + (batch * self.out_channels * out if self.bias else 0)
+        bias = batch * self.out_channels * out if self.bias else 0
+        return forward, 2 * forward + bias + self.pad_flops(shape)
+
+    def pad_flops(self, shape: Sequence[int]) -> int:
+        """FLOPs of the gradient of :meth:`pad`: each padded element is added to its source.
+
+        torch adds up a circular padding side by side, the whole gradient each time.
+        """
+        sides = sum(p > 0 for pair in self.pads for p in pair)
+        if self.padding_mode == "zeros" or not sides:
+            return 0
+        size = [n + sum(pads) for n, pads in zip(shape[-self.dim :], self.pads, strict=True)]
+        passes = sides if self.padding_mode == "circular" else 1
+        return passes * math.prod(shape[: -self.dim]) * math.prod(size)
 
     def pad(self, x: Tensor) -> Tensor:
         """``x`` padded on its last ``dim`` axes as ``padding`` and ``padding_mode`` say."""
