@@ -216,8 +216,11 @@ def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     backward = plain_backward + entries
     if layer.trainable_density:
         # Phi's gradient is a product and a sum; each outer product but the first sends one of
-        # both to its two factors; the two mirrored halves of a profile are added
-        backward += 2 * entries + outer[0] + 4 * sum(outer[1:])
+        # both to its two factors (nothing is summed over an axis of size 1); the two mirrored
+        # halves of a profile are added
+        backward += 2 * entries + outer[0]
+        sizes = zip(layer.kernel_size[1:], outer[1:], strict=True)
+        backward += sum((3 if k == 1 else 4) * n for k, n in sizes)
         backward += sum(map(len, layer.initial_density))
     return plain + sum(outer) + entries, backward
 
