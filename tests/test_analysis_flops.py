@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -322,6 +325,32 @@ def test_nothing_is_left_behind() -> None:
     with pytest.raises(RuntimeError):
         count_flops(model, torch.ones(2, 5, 8, 8))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_graph_is_freed_at_once() -> None:
+    class Token:
+        pass
+
+    tokens: list[weakref.ref[Token]] = []
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.token = Token()
+            tokens.append(weakref.ref(ctx.token))
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            return grad * 2
+
+    gc.disable()
+    try:
+        x = torch.ones(3, requires_grad=True)
+        assert count_flops(Double.apply, x, backward=True).total == 6
+        assert tokens[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_unknown_operators_are_named_and_a_registered_formula_is_used() -> None:

@@ -181,6 +181,8 @@ def test_bad_calls() -> None:
     x = torch.ones(1, 3)
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got 3"):
         measure_step(3, x)
+    with pytest.raises(TypeError, match=r"models must be a list of modules, got Sequential"):
+        time_steps(nn.Sequential(nn.Linear(3, 3)), x)
     with pytest.raises(TypeError, match=r"model must be an nn\.Module, got None"):
         count_parameters(None)
     with pytest.raises(ValueError, match="repeats must be an int of at least 1, got 0"):

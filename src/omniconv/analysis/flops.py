@@ -1,7 +1,5 @@
 """Floating-point operations of a model or function, forward and backward apart.
 
-    >>> oc.analysis.count_flops(model, images, backward=True)
-
 Two per multiply-add; what every other operator counts stands in ``omniconv.analysis.flop_rules``.
 Nothing is estimated from layer types: the call is run once and each torch operator it reaches is
 counted, so functional code, parametrisations and custom layers are included.
@@ -45,7 +43,7 @@ class FlopCount:
         forward: FLOPs of the call.
         backward: FLOPs of its gradient; 0 where it was not asked for.
         by_module: Module path -> (forward, backward), submodules included; ``""`` is the model.
-            Empty for a plain function.
+            Gradients added up where paths meet are the model's own. Empty for a plain function.
         by_op: Operator, as ``namespace.name`` -> (forward, backward).
         unknown: Operators that no rule covers. They counted 0.
     """
@@ -92,7 +90,7 @@ def count_flops(
     ``backward=True`` also counts the gradient of all outputs, seeded with ones, with respect to
     every parameter and input that requires one: give a layer an input that requires a gradient to
     count what it costs inside a network. Adding up ``.grad`` is not counted; recomputation in
-    checkpointing is.
+    checkpointing is (torch refuses ``use_reentrant=True`` here).
 
     Args:
         model_or_fn: A module, or any function of tensors.

@@ -106,7 +106,7 @@ def time_steps(
     Returns:
         One ``Timing`` per model.
     """
-    with preserved(*models):
+    with preserved(*_several(models)):
         calls = [_training_step(model, inputs, loss_fn) for model in models]
         return _interleave(calls, repeats, _on_gpu(models))
 
@@ -115,7 +115,7 @@ def time_latencies(
     models: Sequence[nn.Module], inputs: Any, *, repeats: int = 20
 ) -> tuple[Timing, ...]:
     """Time one call of each model in evaluation mode, without gradients; see ``time_steps``."""
-    with preserved(*models):
+    with preserved(*_several(models)):
         calls = [_inference(model, inputs) for model in models]
         return _interleave(calls, repeats, _on_gpu(models))
 
@@ -153,6 +153,12 @@ def arguments(inputs: Any) -> tuple[Any, ...]:
     return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
 
 
+def _several(models: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    if not isinstance(models, (list, tuple)):
+        raise TypeError(f"models must be a list of modules, got {parse.show(models)}")
+    return models
+
+
 def _on_gpu(models: Sequence[nn.Module]) -> bool:
     return any(p.is_cuda for model in models for p in model.parameters())
 
@@ -161,7 +167,6 @@ def _training_step(model: nn.Module, inputs: Any, loss_fn: LossFn | None) -> Cal
     with torch.inference_mode(False):
         values = map_tensors(leaf, arguments(inputs))
     leaves = [*model.train().parameters(), *tensors_in(values)]
-
     for tensor in leaves:
         tensor.grad = None
 
