@@ -71,11 +71,11 @@ def test_rows_add_up_to_the_model() -> None:
 
 
 def test_time_goes_to_the_module_that_spends_it() -> None:
-    model = nn.Sequential(Sleep(2.0), nn.Sequential(Sleep(18.0), nn.Identity()))
-    found = profile(model, torch.ones(1), steps=2, backward=False)
+    model = nn.Sequential(Sleep(3.0), nn.Sequential(Sleep(27.0), nn.Identity()))
+    found = profile(model, torch.ones(1), steps=5, backward=False)
     shares = {row.path: row.share for row in found.layers}
-    assert shares["1.0"] == pytest.approx(0.9, abs=0.1)
-    assert shares["0"] == pytest.approx(0.1, abs=0.1)
+    assert 0.7 < shares["1.0"] < 1.0
+    assert 0.05 < shares["0"] < 0.3
     assert shares["1"] + shares[""] + shares["1.1"] < 0.2
 
 

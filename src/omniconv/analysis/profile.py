@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ class LayerRow:
         flops_forward: FLOPs of one call of the model that this module performs.
         flops_backward: The same for the gradient.
         bytes: Least bytes moved: its inputs and parameters read once, its output written once.
-        share: Part of the model's forward time spent in it.
+        share: Part of the model's forward time spent in it (medians over the calls).
     """
 
     path: str
@@ -169,8 +170,10 @@ def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tupl
     watch = _Watch(synchronise=any(p.is_cuda for p in model.parameters()))
     with preserved(model), torch.no_grad(), following(model.eval(), watch.enter, watch.leave):
         for _ in range(steps):
+            watch.seconds.append(defaultdict(float))
             model(*arguments(inputs))
-    total = sum(watch.seconds.values())
+    seconds = {path: median(s[path] for s in watch.seconds) for path, _ in model.named_modules()}
+    total = sum(seconds.values())
     rows = []
     seen: set[int] = set()
     for path, module in model.named_modules():
@@ -187,7 +190,7 @@ def _layers(model: nn.Module, inputs: Any, flops: FlopCount, steps: int) -> tupl
                 flops_forward=forward,
                 flops_backward=backward,
                 bytes=crossing + _bytes([*held, *module.buffers(recurse=False)]),
-                share=watch.seconds[path] / total,
+                share=seconds[path] / total,
             )
         )
     return tuple(rows)
@@ -198,10 +201,10 @@ def _bytes(tensors: list[Any]) -> int:
 
 
 class _Watch:
-    """Time spent in each module outside its submodules, and the tensors that cross its border."""
+    """Per call: the time in each module outside its submodules, and the bytes at its border."""
 
     def __init__(self, synchronise: bool) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: list[dict[str, float]] = []
         self.moved: Counter[str] = Counter()
         self.running: list[list[float]] = []
         self.synchronise = synchronise
@@ -214,7 +217,7 @@ class _Watch:
         """A module has run; an output that is a view of an input moves nothing."""
         now = self._now()
         start, inside = self.running.pop()
-        self.seconds[path] += now - start - inside
+        self.seconds[-1][path] += now - start - inside
         if self.running:
             self.running[-1][1] += now - start
         read, written = tensors_in(inputs), tensors_in(outputs)
