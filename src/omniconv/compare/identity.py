@@ -1,0 +1,127 @@
+"""What a number depends on, as a hash: a trial is found again where it would come out equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import omniconv
+from omniconv.compare import worker
+from omniconv.compare.rows import PLAIN
+from omniconv.core.registry import card
+
+__all__ = ["identify", "machine"]
+
+ROOMS = (
+    "core",
+    "math",
+    "kernels",
+    "constraints",
+    "regularize",
+    "init",
+    "operators",
+    "blocks",
+    "surgery",
+    "models",
+    "tasks",
+    "compare/network.py",
+    "compare/whole.py",
+)
+"""What every worker runs."""
+
+OWN = {"trial": ("compare/trial.py", "compare/sgd.py"), "cost": ("compare/cost.py", "analysis")}
+
+
+def identify(kind: str, content: Mapping[str, Any], operators: Iterable[str], data: str) -> str:
+    """SHA-256 of a job, the content of its data, and everything here that its numbers depend on.
+
+    That is: the source of omniconv and of the operators, versions, back end, CPU capability.
+
+    Args:
+        kind: ``trial`` or ``cost``.
+        content: The job, canonical.
+        operators: Names of the operators that it uses.
+        data: Hash of the data.
+    """
+    whole = {
+        "kind": kind,
+        "content": content,
+        "data": data,
+        "source": _source(kind),
+        "operators": {name: _operator_source(name) for name in sorted(set(operators))},
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "omniconv": omniconv.__version__,
+        "device": "cpu",
+        "backend": os.environ.get("OMNICONV_BACKEND", "torch"),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }
+    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@cache
+def _source(kind: str) -> str:
+    """Hash of the files of omniconv that a worker runs."""
+    root = Path(omniconv.__file__).parent
+    digest = hashlib.sha256()
+    for name in (*ROOMS, *OWN[kind]):
+        for path in sorted((root / name).rglob("*.py")) or [root / name]:
+            if path.is_file():
+                digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+                digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+@cache
+def _operator_source(name: str) -> str:
+    """Hash of the file that an operator's layer is written in."""
+    if name == PLAIN:
+        return ""
+    module = import_module(card(name).layer(2).__module__)
+    path = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """The machine and the versions, for people."""
+    from omniconv.compare.prepare import physical_memory
+
+    memory = physical_memory()
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "threads": threads,
+        "memory_gb": None if memory is None else round(memory / 2**30, 1),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "allocator": worker.allocator(),
+    }
+
+
+def _processor() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "cpu model") and value.strip():
+            return " ".join(value.split())
+    return platform.processor() or platform.machine()
