@@ -45,20 +45,11 @@ def naive_pad(x: Tensor, geometry: ConvArguments) -> Tensor:
     return x
 
 
-def windows(
-    x: Tensor, geometry: ConvArguments
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Tensor]]:
-    """Every (output position, tap, values (B, C) under it) of an input (B, C, *size)."""
+def windows(x: Tensor, geometry: ConvArguments) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+    """Every (output position, values (B, C, *kernel_size) under the kernel) of (B, C, *size)."""
     padded = naive_pad(x, geometry)
-    for position in itertools.product(*map(range, geometry.output_size(x.shape[2:]))):
-        for tap in itertools.product(*map(range, geometry.kernel_size)):
-            index = [
-                p * s + t * d
-                for p, s, t, d in zip(
-                    position, geometry.stride, tap, geometry.dilation, strict=True
-                )
-            ]
-            yield position, tap, padded[at(index)]
+    for position in _positions(geometry.output_size(x.shape[2:])):
+        yield position, padded[_under(position, geometry)]
 
 
 def naive_convolution(
@@ -93,11 +84,10 @@ def naive_convolution(
         inside = (slice(b, b + n) for (b, _), n in zip(geometry.pads, size, strict=True))
         y = canvas[at(inside)]
     else:
-        padded = naive_pad(x, geometry)
         cells = []
-        for position in _positions(size):
-            values = padded[_under(position, geometry)].unflatten(1, (geometry.groups, 1, -1))
-            cells.append((values.flatten(4) * w).sum((-1, -2)).flatten(1))
+        for _, under in windows(x, geometry):
+            values = under.unflatten(1, (geometry.groups, 1, -1)).flatten(4)
+            cells.append((values * w).sum((-1, -2)).flatten(1))
         y = torch.stack(cells, -1).unflatten(-1, size)
     return y if bias is None else y + bias.view(-1, *[1] * geometry.dim)
 

@@ -1,0 +1,1 @@
+"""Convolutions whose kernel is generated from their input."""

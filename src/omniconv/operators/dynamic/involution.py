@@ -1,0 +1,462 @@
+r"""Involution: a kernel per position, generated from the input there, shared by groups of channels.
+
+.. math::
+    y(c, p) = b(c) + \sum_q H(g(c), q, p)\, x(c, p + q), \qquad
+    H(p) = W_1\, \mathrm{relu}(\mathrm{BN}(W_0\, \bar x(p)))
+
+Shapes: x (B, C, \*S), y (B, C, \*S'), W0 (C/reduction, C), W1 (groups \* prod(kernel_size),
+C/reduction), H (B, groups, \*kernel_size, \*S'), g(c) = c \* groups // C.
+
+:math:`\bar x(p)` is the mean of x over the cell of one stride that starts under the window's
+centre tap, clipped to the image, and 0 where no pixel is left. With stride 1 it is the pixel there.
+
+Cost: 2 prod(kernel_size) per output, and two 1-wide convolutions at the output's size. Memory: x,
+y and H; nothing grows with prod(kernel_size) times the channels.
+
+Source: D. Li, J. Hu, C. Wang, X. Li, Q. She, L. Zhu, T. Zhang, Q. Chen, "Involution: Inverting the
+Inherence of Convolution for Visual Recognition", CVPR 2021.
+
+The official code has 16 channels in a group (``group_channels=16``), no bias, odd square kernels,
+dilation 1 and "same" padding, and averages with AvgPool(stride, stride), which fits sizes that the
+stride divides; there the numbers agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omniconv.core import args
+from omniconv.core.card import Card, ErrorInput, Sample
+from omniconv.core.geometry import ConvArguments, check_floating, check_input
+from omniconv.core.layer import ConvLayer, new_parameter, plain_class, transfer
+from omniconv.core.registry import register
+from omniconv.math.naive import at, windows
+from omniconv.math.shift import shifted
+
+__all__ = ["Involution1d", "Involution2d", "Involution3d", "involution"]
+
+OFFICIAL = {
+    "conv1.conv.weight": "reduce",
+    "conv1.bn.weight": "norm.weight",
+    "conv1.bn.bias": "norm.bias",
+    "conv1.bn.running_mean": "norm.running_mean",
+    "conv1.bn.running_var": "norm.running_var",
+    "conv1.bn.num_batches_tracked": "norm.num_batches_tracked",
+    "conv2.weight": "span",
+    "conv2.bias": "span_bias",
+}
+
+
+def involution(
+    x: Tensor,
+    kernels: Tensor,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
+) -> Tensor:
+    r"""Apply one kernel per position, shared by the channels of a group.
+
+    .. math::
+        y[b, c, p] = \sum_q kernels[b, g(c), q, p]\; x[b, c, p \cdot stride + q \cdot dilation]
+
+    Args:
+        x: (B, C, \*S), padded already; one to three spatial axes.
+        kernels: (B, groups, \*kernel_size, \*S'), where groups divides C and S' is the output size
+            (S - dilation (kernel_size - 1) - 1) // stride + 1.
+        stride: Steps between positions, an int or one per axis.
+        dilation: Steps between taps, an int or one per axis.
+
+    Returns:
+        (B, C, \*S'), in the dtype of ``x``; half-precision products are summed in float32.
+
+    Raises:
+        TypeError: ``x`` or ``kernels`` is no floating-point tensor, or their dtypes differ.
+        ValueError: Shapes, devices or arguments do not fit.
+    """
+    check_floating("x", x)
+    check_floating("kernels", kernels)
+    dim = x.dim() - 2
+    if dim not in (1, 2, 3):
+        raise ValueError(
+            f"x must have 3, 4 or 5 axes (batch, channels, 1 to 3 spatial), "
+            f"got shape {tuple(x.shape)}"
+        )
+    stride = args.ntuple("stride", stride, dim, 1)
+    dilation = args.ntuple("dilation", dilation, dim, 1)
+    _check_kernels(x, kernels, stride, dilation)
+    extent, size = kernels.shape[2 : 2 + dim], kernels.shape[2 + dim :]
+    exact = torch.promote_types(x.dtype, torch.float32)
+    grouped = x.to(exact).unflatten(1, (kernels.shape[1], -1))
+    taps = itertools.product(*map(range, extent))
+    y = None
+    for tap, kernel in zip(taps, kernels.flatten(2, 1 + dim).unbind(2), strict=True):
+        values = shifted(grouped, tap, size, stride, dilation)
+        weight = kernel.to(exact).unsqueeze(2)
+        y = values * weight if y is None else y.addcmul_(values, weight)
+    assert y is not None  # a kernel has at least one tap
+    return y.flatten(1, 2).to(x.dtype)
+
+
+def _check_kernels(
+    x: Tensor, kernels: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> None:
+    dim = len(stride)
+    if kernels.dtype != x.dtype:
+        raise TypeError(f"kernels must have the dtype of x, {x.dtype}, got {kernels.dtype}")
+    if kernels.device != x.device:
+        raise ValueError(f"kernels must be on the device of x, {x.device}, got {kernels.device}")
+    shape = tuple(kernels.shape)
+    if kernels.dim() != 2 + 2 * dim or shape[0] != x.shape[0] or 0 in shape[1:]:
+        raise ValueError(
+            f"kernels must have {2 + 2 * dim} axes (batch {x.shape[0]}, groups, {dim} of the "
+            f"kernel, {dim} of the output), got shape {shape}"
+        )
+    if x.shape[1] % shape[1]:
+        raise ValueError(
+            f"kernels must have a number of groups that divides the {x.shape[1]} channels of x, "
+            f"got {shape[1]}"
+        )
+    size = tuple(
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(x.shape[2:], shape[2:], stride, dilation, strict=False)
+    )
+    if shape[2 + dim :] != size:
+        raise ValueError(
+            f"kernels must have the output's spatial size {size} for x of size "
+            f"{tuple(x.shape[2:])} and kernels of size {shape[2 : 2 + dim]}, "
+            f"got {shape[2 + dim :]}"
+        )
+
+
+def _margins(shape: Sequence[int], g: ConvArguments) -> list[tuple[int, int]]:
+    """Zeros to add (negative: values to drop) at both ends, to leave the cells of all positions."""
+    margins = []
+    for axis, (n, out) in enumerate(zip(shape, g.output_size(shape), strict=True)):
+        first = g.dilation[axis] * ((g.kernel_size[axis] - 1) // 2) - g.pads[axis][0]
+        margins.append((-first, first + out * g.stride[axis] - n))
+    return margins
+
+
+def _cell_means(x: Tensor, g: ConvArguments) -> Tensor:
+    """The means that generate the kernels (see the module's text), (B, C, *S')."""
+    margins = _margins(x.shape[2:], g)
+    means = _strided_means(x, margins, g.stride)
+    if any(s > 1 for s in g.stride) and any(m > 0 for pair in margins for m in pair):
+        inside = _strided_means(x.new_ones(1, 1, *x.shape[2:]), margins, g.stride)
+        means = means / inside.clamp_min(0.5 / math.prod(g.stride))
+    return means
+
+
+def _strided_means(
+    x: Tensor, margins: Sequence[tuple[int, int]], stride: tuple[int, ...]
+) -> Tensor:
+    """Means over the cells that the margins leave, zeros included."""
+    kept: Any = [
+        slice(max(0, -before), n + min(0, after))
+        for n, (before, after) in zip(x.shape[2:], margins, strict=True)
+    ]
+    x = x[(..., *kept)]
+    added = [max(0, m) for pair in reversed(margins) for m in pair]
+    x = F.pad(x, added) if any(added) else x
+    if all(s == 1 for s in stride):
+        return x
+    for axis, s in reversed(list(enumerate(stride, 2))):
+        x = x.unflatten(axis, (x.shape[axis] // s, s))
+    return x.mean(tuple(range(3, x.dim(), 2)))
+
+
+class _InvolutionNd(ConvLayer):
+    """Involution over N axes (see the module's equation).
+
+    Arguments are torch's, in torch's order: ``out_channels`` equals ``in_channels``, ``groups`` is
+    the number of groups of channels that share a kernel. Then, keyword-only:
+
+    Args:
+        group_channels: Channels per group, instead of ``groups`` (the paper's form, with 16).
+        reduction: The kernel is generated through ``max(1, in_channels // reduction)`` channels.
+
+    In training mode the generator's batch normalisation needs more than one position in the batch.
+    """
+
+    def setup(
+        self, factory: dict[str, Any], *, group_channels: int | None = None, reduction: int = 4
+    ) -> None:
+        g = self.geometry
+        channels = g.in_channels
+        if g.out_channels != channels:
+            raise ValueError(
+                f"out_channels must equal in_channels={channels}, because involution does not mix "
+                f"channels, got {g.out_channels}"
+            )
+        if group_channels is not None:
+            each = args.divisor("group_channels", group_channels, in_channels=channels)
+            if g.groups not in (1, channels // each):
+                raise ValueError(
+                    f"group_channels must be {channels // g.groups} with groups={g.groups} and "
+                    f"in_channels={channels}, got {each}; give one of the two"
+                )
+            self.geometry = replace(g, groups=channels // each)
+            self.geometry.attach(self)
+        self.reduction = args.positive_int("reduction", reduction)
+        hidden, ones = max(1, channels // self.reduction), (1,) * g.dim
+        kernels = self.geometry.groups * math.prod(g.kernel_size)
+        norm = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[g.dim - 1]
+        self.reduce = new_parameter(hidden, channels, *ones, **factory)
+        self.norm = norm(hidden, **factory)
+        self.span = new_parameter(kernels, hidden, *ones, **factory)
+        self.span_bias = new_parameter(kernels, **factory)
+
+    @property
+    def bound(self) -> float:
+        """1/sqrt(fan_in) of the depthwise convolution that the layer replaces."""
+        return 1.0 / math.sqrt(math.prod(self.geometry.kernel_size))
+
+    def reset_parameters(self) -> None:
+        """Draw W0 and W1 so that outputs have the variance of a depthwise convolution's."""
+        entries, hidden = math.prod(self.geometry.kernel_size), self.reduce.shape[0]
+        with torch.no_grad():
+            # W0 keeps unit variance; half of a normalised value's square survives the relu; the
+            # depthwise kernel has mean square 1 / (3 entries)
+            bound = math.sqrt(3.0 / self.geometry.in_channels)
+            nn.init.uniform_(self.reduce, -bound, bound)
+            self.norm.reset_parameters()
+            bound = math.sqrt(2.0 / (entries * hidden))
+            nn.init.uniform_(self.span, -bound, bound)
+            self.span_bias.zero_()
+            self.reset_bias()
+
+    def kernels(self, x: Tensor) -> Tensor:
+        """The kernels generated from x (B, C, \\*S): H, (B, groups, \\*kernel_size, \\*S')."""
+        g = self.geometry
+        means = _cell_means(x, g)
+        if self.norm.training and means.shape[0] * math.prod(means.shape[2:]) == 1:
+            raise ValueError(
+                f"input must give more than one output position in training mode (batch "
+                f"normalisation), got one for shape {tuple(x.shape)}; call eval() or use a "
+                f"larger batch"
+            )
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[g.dim - 1]
+        hidden = F.relu(self.norm(convolve(means, self.reduce)))
+        return convolve(hidden, self.span, self.span_bias).unflatten(1, (g.groups, *g.kernel_size))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Involution of ``input`` (B, C, *S) or (C, *S)."""
+        check_input(self, input, self.reduce)
+        g = self.geometry
+        if input.dim() == g.dim + 1:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        kernels = self.kernels(input)
+        y = involution(g.pad(input).to(kernels.dtype), kernels, g.stride, g.dilation)
+        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *[1] * g.dim)
+
+    @classmethod
+    def from_conv(
+        cls, conv: nn.Module, extent: int | tuple[int, ...] | None = None, **own: Any
+    ) -> Self:
+        """This layer with a trained depthwise convolution's kernels, the same at every position.
+
+        ``groups`` is the number of channels unless ``groups`` or ``group_channels`` is given: the
+        same output. Groups that share a kernel get the mean of their channels' kernels. See
+        :func:`omniconv.core.layer.transfer` for the arguments and errors.
+
+        Raises:
+            ValueError: ``conv`` is not depthwise.
+        """
+        source: Any = conv
+        if isinstance(conv, plain_class(cls.dim)) and not (
+            source.groups == source.in_channels == source.out_channels
+        ):
+            raise ValueError(
+                f"conv must be depthwise (groups = in_channels = out_channels), because involution "
+                f"does not mix channels, got groups={source.groups}, "
+                f"in_channels={source.in_channels}, out_channels={source.out_channels}"
+            )
+        if own.get("group_channels") is not None:
+            own = {"groups": 1} | own
+        layer, margins = transfer(cls, conv, extent, **own)
+        with torch.no_grad():
+            kernel = F.pad(source.weight.detach(), margins).flatten(1)
+            layer.span.zero_()
+            layer.span_bias.copy_(kernel.unflatten(0, (layer.groups, -1)).mean(1).flatten())
+            if source.bias is not None:
+                layer.bias.copy_(source.bias)
+        return layer
+
+    @staticmethod
+    def from_official(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The official layer's parameters under this layer's names, for ``load_state_dict``.
+
+        They fit a layer with ``bias=False``, ``group_channels=16``, the official kernel size and
+        stride, and ``padding=(kernel_size - 1) // 2``.
+
+        Raises:
+            ValueError: A name is missing or unknown.
+        """
+        if set(state_dict) != set(OFFICIAL):
+            raise ValueError(
+                f"state_dict must hold exactly {', '.join(OFFICIAL)}, "
+                f"got {args.show(sorted(state_dict))}"
+            )
+        return {ours: state_dict[theirs] for theirs, ours in OFFICIAL.items()}
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, reduction={self.reduction}"
+
+
+class Involution1d(_InvolutionNd):
+    dim = 1
+
+
+class Involution2d(_InvolutionNd):
+    dim = 2
+
+
+class Involution3d(_InvolutionNd):
+    dim = 3
+
+
+def _reference(layer: Any, x: Tensor) -> Tensor:
+    """Position by position: mean of the cell, generated kernel, sum over the window."""
+    g = layer.geometry
+    if x.dim() == g.dim + 1:
+        return _reference(layer, x.unsqueeze(0)).squeeze(0)
+    size = g.output_size(x.shape[2:])
+    positions = itertools.product(*map(range, size))
+    means = torch.stack([_reference_mean(x, position, g) for position in positions], -1)
+    hidden = torch.einsum("hc,bcp->bhp", layer.reduce.flatten(1), means)
+    if layer.training:
+        centred = hidden - hidden.mean((0, 2), keepdim=True)
+        variance = (centred * centred).mean((0, 2))
+    else:
+        centred = hidden - layer.norm.running_mean.view(-1, 1)
+        variance = layer.norm.running_var
+    scale = layer.norm.weight / (variance + layer.norm.eps).sqrt()
+    hidden = (centred * scale.view(-1, 1) + layer.norm.bias.view(-1, 1)).relu()
+    kernels = torch.einsum("kh,bhp->bkp", layer.span.flatten(1), hidden)
+    kernels = (kernels + layer.span_bias.view(-1, 1)).unflatten(1, (g.groups, -1))
+    each = g.in_channels // g.groups
+    cells = [
+        (under.flatten(2) * kernels[..., p].repeat_interleave(each, 1)).sum(-1)
+        for p, (_, under) in enumerate(windows(x, g))
+    ]
+    y = torch.stack(cells, -1).unflatten(-1, size)
+    return y if layer.bias is None else y + layer.bias.view(-1, *[1] * g.dim)
+
+
+def _reference_mean(x: Tensor, position: tuple[int, ...], g: ConvArguments) -> Tensor:
+    """The mean (B, C) of the pixels in one position's cell."""
+    ranges = []
+    for axis, p in enumerate(position):
+        centre = (g.kernel_size[axis] - 1) // 2 * g.dilation[axis]
+        start = p * g.stride[axis] + centre - g.pads[axis][0]
+        ranges.append(
+            [i for i in range(start, start + g.stride[axis]) if 0 <= i < x.shape[axis + 2]]
+        )
+    pixels = [x[at(pixel)] for pixel in itertools.product(*ranges)]
+    return torch.stack(pixels).mean(0) if pixels else x.new_zeros(x.shape[:2])
+
+
+def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Cell means, generator and sum over the taps, which autograd takes apart again."""
+    g = layer.geometry
+    batch = shape[0] if len(shape) == g.dim + 2 else 1
+    size = g.output_size(shape[-g.dim :])
+    positions, taps = math.prod(size), math.prod(g.kernel_size)
+    outputs, hidden = batch * g.in_channels * positions, batch * len(layer.reduce) * positions
+    forward, backward = outputs if g.bias else 0, outputs if g.bias else 0
+    if any(s > 1 for s in g.stride):
+        cells = positions * math.prod(g.stride)
+        forward += batch * g.in_channels * cells
+        backward += batch * g.in_channels * cells
+        if any(m > 0 for pair in _margins(shape[-g.dim :], g) for m in pair):
+            forward += cells + positions + outputs
+            backward += outputs
+    generator = 2 * hidden * (g.in_channels + g.groups * taps)
+    trained = layer.norm.training
+    forward += generator + hidden * (6 if trained else 3)
+    backward += (
+        2 * generator + batch * g.groups * taps * positions + hidden * (10 if trained else 7)
+    )
+    forward += (2 * taps - 1) * outputs
+    # products with both factors, scaled by addcmul's 1 after the first tap; sums over channels
+    backward += 2 * taps * outputs + (taps - 1) * (outputs + batch * g.groups * positions)
+    backward += taps * outputs if g.groups < g.in_channels else 0
+    padded = [n + sum(pads) for n, pads in zip(shape[-g.dim :], g.pads, strict=True)]
+    backward += (taps - 1) * batch * g.in_channels * math.prod(padded)
+    return forward, backward + math.prod(shape) + g.pad_flops(shape)
+
+
+def _samples(dim: int) -> tuple[Sample, ...]:
+    base = {"in_channels": 4, "out_channels": 4}
+    uneven = tuple((4, 3, 2)[:dim])
+    return (
+        Sample(
+            arguments=base
+            | {"kernel_size": uneven, "stride": 2, "padding": 1, "group_channels": 2},
+            size=(7, 6, 5)[:dim],
+        ),
+        Sample(
+            arguments=base | {"kernel_size": 3, "dilation": 2, "padding": 3, "group_channels": 1},
+            size=(6, 5, 4)[:dim],
+        ),
+    )
+
+
+def _error_inputs(dim: int) -> tuple[ErrorInput, ...]:
+    base = {"in_channels": 6, "out_channels": 6, "kernel_size": 3}
+    return (
+        ErrorInput(arguments=base | {"out_channels": 12}, match="out_channels must equal in_ch"),
+        ErrorInput(
+            arguments=base | {"group_channels": 4}, match="group_channels must divide in_channels=6"
+        ),
+        ErrorInput(
+            arguments=base | {"groups": 3, "group_channels": 3}, match="group_channels must be 2"
+        ),
+        ErrorInput(arguments=base | {"reduction": 0}, match="reduction must be an int of at least"),
+        ErrorInput(
+            arguments=base | {"reduction": 4.0}, match="reduction must be an int", error=TypeError
+        ),
+    )
+
+
+def _adapt(conv: Any) -> dict[str, int]:
+    """The paper's 16 channels per group, or the most below it that divide the channels."""
+    channels = conv.in_channels
+    return {"groups": 1, "group_channels": max(n for n in range(1, 17) if channels % n == 0)}
+
+
+@register
+def card() -> Card:
+    return Card(
+        name="involution",
+        role="mixer",
+        classes={1: Involution1d, 2: Involution2d, 3: Involution3d},
+        variants={"default": {}, "reduction": {"reduction": 1}},
+        equation="y(c,p) = b(c) + sum_q H(g(c),q,p) x(c,p+q),  H(p) = W1 relu(BN(W0 x(p)))",
+        summary="A kernel per position, generated from the input there, shared by channel groups.",
+        citation="D. Li, J. Hu, C. Wang, X. Li, Q. She, L. Zhu, T. Zhang, Q. Chen: Involution: "
+        "Inverting the Inherence of Convolution for Visual Recognition. CVPR 2021",
+        source="d-li14/involution",
+        source_licence="MIT",
+        rows=(96,),
+        reference=_reference,
+        flops=_flops,
+        mixes_channels=False,
+        input_dependent=True,
+        batch_statistics=True,
+        preserves_function=True,
+        preserves_note="Every depthwise convolution, exactly, with as many groups as channels "
+        "(from_conv's default); groups that share a kernel get the mean of their channels'.",
+        default_extent=7,
+        channel_multiple=lambda own: own.get("group_channels") or 1,
+        samples=_samples,
+        error_inputs=_error_inputs,
+        adapt=_adapt,
+    )

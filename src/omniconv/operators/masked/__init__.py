@@ -1,0 +1,1 @@
+"""Convolutions that know which of their inputs are valid."""
