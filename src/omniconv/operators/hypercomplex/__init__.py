@@ -1,0 +1,1 @@
+"""Convolutions over hypercomplex numbers, fixed or learned."""

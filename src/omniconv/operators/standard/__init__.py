@@ -1,0 +1,1 @@
+"""Ordinary convolutions whose taps lie elsewhere: dilated, strided, with learned spacings."""
