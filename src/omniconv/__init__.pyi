@@ -24,6 +24,12 @@ from omniconv.nn import DCLSConvTranspose3d as DCLSConvTranspose3d
 from omniconv.nn import Involution1d as Involution1d
 from omniconv.nn import Involution2d as Involution2d
 from omniconv.nn import Involution3d as Involution3d
+from omniconv.nn import PHConv1d as PHConv1d
+from omniconv.nn import PHConv2d as PHConv2d
+from omniconv.nn import PHConv3d as PHConv3d
+from omniconv.nn import PHConvTranspose1d as PHConvTranspose1d
+from omniconv.nn import PHConvTranspose2d as PHConvTranspose2d
+from omniconv.nn import PHConvTranspose3d as PHConvTranspose3d
 from omniconv.nn import PartialConv1d as PartialConv1d
 from omniconv.nn import PartialConv2d as PartialConv2d
 from omniconv.nn import PartialConv3d as PartialConv3d

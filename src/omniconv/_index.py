@@ -4,6 +4,7 @@ OPERATORS: dict[str, str] = {
     "dcls": "omniconv.operators.standard.dcls",
     "involution": "omniconv.operators.dynamic.involution",
     "partial": "omniconv.operators.masked.partial",
+    "phc": "omniconv.operators.hypercomplex.phc",
     "weighted": "omniconv.operators.weighted_density.weighted",
 }
 NN: dict[str, str] = {
@@ -16,6 +17,12 @@ NN: dict[str, str] = {
     "Involution1d": "omniconv.operators.dynamic.involution",
     "Involution2d": "omniconv.operators.dynamic.involution",
     "Involution3d": "omniconv.operators.dynamic.involution",
+    "PHConv1d": "omniconv.operators.hypercomplex.phc",
+    "PHConv2d": "omniconv.operators.hypercomplex.phc",
+    "PHConv3d": "omniconv.operators.hypercomplex.phc",
+    "PHConvTranspose1d": "omniconv.operators.hypercomplex.phc",
+    "PHConvTranspose2d": "omniconv.operators.hypercomplex.phc",
+    "PHConvTranspose3d": "omniconv.operators.hypercomplex.phc",
     "PartialConv1d": "omniconv.operators.masked.partial",
     "PartialConv2d": "omniconv.operators.masked.partial",
     "PartialConv3d": "omniconv.operators.masked.partial",
@@ -28,6 +35,7 @@ NN: dict[str, str] = {
 }
 FUNCTIONAL: dict[str, str] = {
     "dcls_kernel": "omniconv.operators.standard.dcls",
+    "hypercomplex_kernel": "omniconv.operators.hypercomplex.phc",
     "involution": "omniconv.operators.dynamic.involution",
     "partial_conv": "omniconv.operators.masked.partial",
     "weighted_kernel": "omniconv.operators.weighted_density.weighted",
