@@ -1,6 +1,6 @@
 """Every operator passes the conformance matrix.
 
-Tier 1 and 2 run always. Tier 3 runs for all operators with ``OMNICONV_TIER=3`` (``make test-full``);
+Tiers 1 and 2 run always. Tier 3 runs for all operators with ``OMNICONV_TIER=3`` (make test-full);
 in continuous integration for those whose file changed, and for ten more by the day's date.
 """
 
@@ -89,7 +89,9 @@ def test_ten_operators_a_day_reach_all_of_them_in_turn():
 def test_files_changed_since_the_merge_base_are_found(tmp_path: Path):
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True
+        )
 
     def commit(name: str) -> None:
         (tmp_path / name).write_text(name, encoding="utf-8")

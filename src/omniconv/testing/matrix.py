@@ -104,6 +104,8 @@ def cases(operator: str | Card, tier: int = 2) -> Iterator[Case]:
                 one = (variant, dim, transposed) == ("default", first, False)
                 for found in PROPERTIES.values():
                     wanted = found.tier <= tier and (found.tier == 1 or one or tier == 3)
+                    if found.roles and known.role not in found.roles:
+                        continue
                     if wanted and (found.tier < 3 or variant == "default"):
                         yield Case(name, variant, dim, transposed, found.name, found.tier, known)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -10,6 +11,9 @@ from omniconv.core.card import Sample
 from omniconv.testing.subject import Subject, seeded
 
 __all__ = ["PROPERTIES", "Property", "asserts"]
+
+TORCH_SAME = "Using padding='same' with even kernel"
+"""torch's own warning about its own convolution, once a process."""
 
 Check = Callable[[Subject, Sample], None]
 Reason = Callable[[Subject], str]
@@ -29,6 +33,7 @@ class Property:
         skip: Why it does not apply to a form of an operator, by the card's own flags; empty where
             it does.
         needs: Optional packages without which it cannot run.
+        roles: Roles of layers that it is about; empty for all.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Property:
     on: tuple[str, ...]
     skip: Reason
     needs: tuple[str, ...]
+    roles: tuple[str, ...]
 
     def missing(self) -> str:
         """Why it cannot run on this machine; empty where it can."""
@@ -49,7 +55,8 @@ class Property:
         """Check a form of an operator; whatever is raised says in which configuration."""
         for name, sample in subject.named(*self.on).items():
             try:
-                with seeded():
+                with seeded(), warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", TORCH_SAME)
                     self.check(subject, sample)
             except Exception as error:
                 arguments = {**subject.own, **sample.arguments}
@@ -74,6 +81,7 @@ def asserts(
     on: tuple[str, ...] = ("basic",),
     skip: Reason = _never,
     needs: tuple[str, ...] = (),
+    roles: tuple[str, ...] = (),
 ) -> Callable[[Check], Check]:
     """Decorator: make ``check(subject, sample)`` a property under the function's name.
 
@@ -84,7 +92,7 @@ def asserts(
         name = check.__name__
         claim = (check.__doc__ or "").splitlines()[0]
         group = check.__module__.rpartition(".")[2]
-        PROPERTIES[name] = Property(name, group, tier, claim, check, on, skip, needs)
+        PROPERTIES[name] = Property(name, group, tier, claim, check, on, skip, needs, roles)
         return check
 
     return add
