@@ -50,6 +50,17 @@ def test_what_is_claimed_is_there(system: literature.System):
         assert node.partition("[")[0] in _test_functions(ROOT / path), f"no test {test}"
 
 
+@pytest.mark.parametrize("name", omniconv.list_operators())
+def test_a_card_and_its_rows_agree(name: str):
+    card = omniconv.card(name)
+    layers = {layer.__name__ for layer in (*card.classes.values(), *card.transposed.values())}
+    rows = [system for system in SYSTEMS if system.id in card.rows]
+    assert len(rows) == len(card.rows)
+    for row in rows:
+        assert row.status != "absent"
+        assert layers <= set(row.names), f"row {row.id} lacks {layers - set(row.names)}"
+
+
 @pytest.mark.parametrize("status", literature.STATUSES)
 def test_a_status_says_what_is_left(status: str):
     for system in (s for s in SYSTEMS if s.status == status):
