@@ -50,8 +50,8 @@ OFFICIAL = {
     "conv1.bn.running_mean": "norm.running_mean",
     "conv1.bn.running_var": "norm.running_var",
     "conv1.bn.num_batches_tracked": "norm.num_batches_tracked",
-    "conv2.weight": "span",
-    "conv2.bias": "span_bias",
+    "conv2.conv.weight": "span",
+    "conv2.conv.bias": "span_bias",
 }
 
 

@@ -146,7 +146,7 @@ def _counts(
     if per_channel:
         m = m.unflatten(1, (g.groups, -1)).sum(2)
     known = window_sum(g.pad(m), g.kernel_size, g.stride, g.dilation)
-    if g.padding_mode != "zeros" or padding_is_hole:
+    if padding_is_hole:
         total = ones.new_full((), math.prod(g.kernel_size))
     elif mask is None:
         total = known
