@@ -9,6 +9,8 @@ of W, which sends component q of the input to component p of the output, is
 which its unit multiplies. The rules are learned, or fixed to an algebra, where the layer multiplies
 inputs by weights from the left.
 
+A transposed layer is the adjoint, as torch's: with fixed rules it multiplies by the conjugates.
+
 Shapes: as ``nn.ConvNd``; rules (n, n, n), blocks (O, I/(groups n), \*kernel_size), which are the n
 components of each group one after the other. Each group is a convolution of its own; the rules are
 shared. n divides the channels of a group.
@@ -138,14 +140,8 @@ class _PHCNd(StaticKernel):
             self.register_buffer("rules", rules.detach())
 
     def kernel(self) -> Tensor:
-        """The kernel that is applied: ``hypercomplex_kernel(rules, blocks, groups)``.
-
-        A transposed layer's kernel has inputs as rows, so its rules are transposed.
-        """
-        return hypercomplex_kernel(self._oriented(self.rules), self.blocks, self.geometry.groups)
-
-    def _oriented(self, rules: Tensor) -> Tensor:
-        return rules.transpose(1, 2) if self.geometry.transposed else rules
+        """The kernel that is applied: ``hypercomplex_kernel(rules, blocks, groups)``."""
+        return hypercomplex_kernel(self.rules, self.blocks, self.geometry.groups)
 
     def load_kernel_(self, weight: Tensor) -> None:
         """Set the kernel nearest to ``weight`` in the Frobenius norm.
@@ -163,9 +159,8 @@ class _PHCNd(StaticKernel):
             if self.algebra == "learned":
                 _, directions = torch.linalg.eigh(matrix @ matrix.T)
                 # the scale that reset_parameters gives
-                rules = math.sqrt(n) * directions[:, -n:].T.unflatten(1, (n, n))
-                self.rules.copy_(self._oriented(rules))
-            basis = self._oriented(self.rules).double().flatten(1).T  # (p q, s)
+                self.rules.copy_(math.sqrt(n) * directions[:, -n:].T.unflatten(1, (n, n)))
+            basis = self.rules.double().flatten(1).T  # (p q, s)
             blocks = (torch.linalg.pinv(basis) @ matrix).unflatten(1, (groups, -1))
             self.blocks.copy_(blocks.movedim(0, 1).reshape(self.blocks.shape))
 
@@ -209,7 +204,8 @@ class _PHCNd(StaticKernel):
         with torch.no_grad():
             if self.algebra == "learned":
                 nn.init.normal_(self.rules)
-                energy = self.rules.square().sum((0, 2), keepdim=True)
+                inputs = 1 if self.geometry.transposed else 2
+                energy = self.rules.square().sum((0, inputs), keepdim=True)
                 self.rules.mul_((self.n / energy).sqrt())
             else:
                 self.rules.copy_(multiplication_table(self.algebra))
@@ -240,7 +236,7 @@ class PHConvTranspose3d(_PHCNd, nn.ConvTranspose3d): ...
 
 
 def _reference(layer: Any, x: Tensor) -> Tensor:
-    """Channel by channel: the group, component and place within it of the input and the output."""
+    """Entry by entry: group, component and place within it of the kernel's row and column."""
     g, n = layer.geometry, layer.n
     rows, columns = layer.kernel_shape[:2]
     per_group = rows // g.groups
@@ -253,8 +249,8 @@ def _reference(layer: Any, x: Tensor) -> Tensor:
             q, i = divmod(column, columns // n)
             total = torch.zeros_like(layer.blocks[0, 0])
             for s in range(n):
-                rule = layer.rules[s, q, p] if g.transposed else layer.rules[s, p, q]
-                total = total + rule * layer.blocks[(group * n + s) * (per_group // n) + o, i]
+                block = layer.blocks[(group * n + s) * (per_group // n) + o, i]
+                total = total + layer.rules[s, p, q] * block
             entries.append(total)
         lines.append(torch.stack(entries))
     return naive_convolution(x, torch.stack(lines), layer.bias, g)

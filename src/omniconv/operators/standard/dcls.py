@@ -218,17 +218,20 @@ class _DCLSNd(StaticKernel):
         allowed = {"bilinear": ("v1", "v0"), "gauss": ("gauss",), "triangle": ("max",)}
         versions = allowed[self.interpolation]
         version = args.choice("version", versions[0] if version is None else version, versions)
-        bias = [] if self.bias is None else ["bias"]
-        needed = ["weight", "P", *([] if self.width is None else ["SIG"]), *bias]
-        if set(state_dict) != set(needed):
+        size = self.geometry.kernel_size
+        rows_of = (len(size), *self.taps.shape)
+        shapes: dict[str, tuple[int, ...]] = {"weight": tuple(self.taps.shape), "P": rows_of}
+        if self.width is not None:
+            shapes["SIG"] = rows_of
+        if self.bias is not None:
+            shapes["bias"] = tuple(self.bias.shape)
+        if set(state_dict) != set(shapes):
             raise ValueError(
-                f"state_dict must hold exactly {', '.join(needed)}, "
+                f"state_dict must hold exactly {', '.join(shapes)}, "
                 f"got {args.show(sorted(state_dict))}"
             )
-        size = self.geometry.kernel_size
-        shape = (len(size), *self.taps.shape)
-        for name in needed[1 : len(needed) - len(bias)]:
-            if state_dict[name].shape != shape:
+        for name, shape in shapes.items():
+            if tuple(state_dict[name].shape) != shape:
                 raise ValueError(
                     f"{name} must have shape {shape}, got {tuple(state_dict[name].shape)}"
                 )
@@ -249,7 +252,9 @@ class _DCLSNd(StaticKernel):
         found = {"taps": taps, "position": torch.cat(position, -1)}
         if self.width is not None:
             found["width"] = torch.cat([state_dict["SIG"][row] for row in rows], -1)
-        return found | {name: state_dict[name] for name in bias}
+        if self.bias is not None:
+            found["bias"] = state_dict["bias"]
+        return found
 
     def constrain_(self) -> None:
         """Clamp the positions to the kernel's box."""
