@@ -79,8 +79,8 @@ class Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(folder / "lock", "ab")  # noqa: SIM115
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise Refused(
                 f"out must be a folder for results, got {str(folder)!r}: {reason}"
             ) from None

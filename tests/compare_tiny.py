@@ -1,0 +1,102 @@
+"""A data set and plans so small that a comparison takes seconds, and operators that misbehave."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 3
+
+FAULTY = '''
+"""Operators that pass every check of a plan and fail in training."""
+
+import os
+import signal
+
+from torch import nn
+
+from omniconv.core.card import Card
+from omniconv.core.layer import new_parameter
+from omniconv.core.static_kernel import StaticKernel
+
+
+class _Faulty(StaticKernel):
+    def setup(self, factory):
+        self.raw = new_parameter(*self.kernel_shape, **factory)
+
+    def reset_parameters(self):
+        nn.init.uniform_(self.raw, -self.bound, self.bound)
+        self.reset_bias()
+
+    def load_kernel_(self, weight):
+        self.raw.data.copy_(weight)
+
+
+class Raises2d(_Faulty, nn.Conv2d):
+    def kernel(self):
+        raise RuntimeError("broken\\non two <lines>")
+
+
+class Dies2d(_Faulty, nn.Conv2d):
+    def kernel(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _card(name, layer):
+    return Card(
+        name=name,
+        classes={2: layer},
+        equation="",
+        summary="",
+        citation="",
+        reference=lambda layer, x: x,
+        flops=lambda layer, shape: (0, 0),
+        folds=True,
+    )
+
+
+raises = _card("raises", Raises2d)
+dies = _card("dies", Dies2d)
+'''
+
+
+def write_idx(directory: Path, train: int = 60, test: int = 30, size: int = 8) -> str:
+    """Noisy stripes in IDX files; returns the ``data`` of a plan."""
+    directory.mkdir(parents=True, exist_ok=True)
+    draw = np.random.default_rng(0)
+    for prefix, count in (("train", train), ("t10k", test)):
+        labels = (np.arange(count) % CLASSES).astype(np.uint8)
+        images = draw.integers(0, 100, (count, size, size)).astype(np.uint8)
+        images[np.arange(count), :, labels * size // CLASSES] += 120
+        header = struct.pack(">4I", 0x803, count, size, size)
+        (directory / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        header = struct.pack(">2I", 0x801, count)
+        (directory / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
+    return f"idx:{directory}"
+
+
+def tiny(data: str, **changes: Any) -> dict[str, Any]:
+    """The values of a tiny plan."""
+    plan = {
+        "data": data,
+        "width": 4,
+        "rows": ["conv", "weighted"],
+        "seeds": 2,
+        "epochs": 2,
+        "batch_size": 16,
+        "threads": 1,
+    }
+    return plan | changes
+
+
+def install_faulty(site: Path) -> None:
+    """Make a folder for PYTHONPATH that holds the plug-in ``faulty``."""
+    info = site / "faulty-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "faulty.py").write_text(FAULTY, encoding="utf-8")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
+    entries = "[omniconv.operators]\nraises = faulty:raises\ndies = faulty:dies\n"
+    (info / "entry_points.txt").write_text(entries, encoding="utf-8")

@@ -1,0 +1,407 @@
+"""A whole comparison, small: what runs, what is kept, what is written, what is shown."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+
+import pytest
+
+import omniconv.compare as compare
+from compare_tiny import tiny, write_idx
+from omniconv.compare import comparison, driver, identity, progress, results, worker
+from omniconv.compare.driver import Event, trial_ids
+from omniconv.compare.prepare import prepare
+from omniconv.compare.store import Store
+from omniconv.compare.tally import Tally
+from omniconv.tasks.classify import Metric
+
+ROWS = ["conv", "weighted", "conv(lr=1e6)"]
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    return compare.parse(tiny(write_idx(tmp_path_factory.mktemp("data")), rows=ROWS, epochs=1))
+
+
+@pytest.fixture(scope="module")
+def done(plan, tmp_path_factory):
+    """A finished comparison: its folder, exit code and results."""
+    out = tmp_path_factory.mktemp("done") / "out"
+    code, found = compare.run(plan, out, progress=False)
+    return out, code, found
+
+
+def test_every_trial_and_every_cost_is_there(done, plan):
+    _, code, found = done
+    assert code == 1  # one row diverges
+    assert found["plan"] == prepare(plan).plan.to_json()
+    assert [row["label"] for row in found["rows"]] == ["conv", "weighted", "conv(lr=1000000.0)"]
+    for row in found["rows"]:
+        assert [trial["seed"] for trial in row["trials"]] == [0, 1]
+        assert row["cost"]["ratio"]["parameters"] == 1.0
+    plain, weighted, wild = found["rows"]
+    for row in (plain, weighted):
+        assert [t["status"] for t in row["trials"]] == ["done"] * 2
+        for t in row["trials"]:
+            assert [epoch["epoch"] for epoch in t["epochs"]] == [1]
+            assert t["validation_score"] == t["epochs"][-1]["validation_score"]
+            assert t["seconds"] == t["epochs"][0]["seconds"] > 0
+        assert row["score"]["mean"] == sum(t["score"] for t in row["trials"]) / 2
+    assert [t["status"] for t in wild["trials"]] == ["diverged"] * 2
+    assert wild["score"]["mean"] == found["metric"]["chance"] == 100 / 3
+    assert [row["verdict"] for row in found["rows"]] == ["baseline", *["too few seeds"] * 2]
+    assert weighted["swap"][0]["after"].startswith("WeightedConv2d")
+    assert len(weighted["kernels"][0]["kernels"]) == 4
+
+
+def test_the_files_are_whole_and_say_the_same(done):
+    out, _, found = done
+    assert {path.name for path in out.iterdir()} == {
+        "lock",
+        "store.sqlite",
+        "results.json",
+        "results.csv",
+        "report.html",
+    }
+    assert json.loads((out / "results.json").read_text()) == found
+    table = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert len(table) == 6
+    assert "conv(lr=1000000.0)" in (out / "report.html").read_text()
+
+
+def test_the_store_is_consistent(done):
+    out, _, found = done
+    with Store(out) as store:
+        assert store.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert store.db.execute("PRAGMA foreign_key_check").fetchall() == []
+        ids = {t["id"] for row in found["rows"] for t in row["trials"]}
+        assert {id for (id,) in store.db.execute("SELECT id FROM trials")} == ids
+        assert len(ids) == 6
+
+
+def test_the_same_command_again_trains_nothing(done, plan, monkeypatch):
+    out, code, found = done
+    monkeypatch.setattr(worker, "run", None)
+    again_code, again = compare.run(plan, out, progress=False)
+    assert again_code == code
+    assert again | {"created": ""} == found | {"created": ""}
+
+
+def test_another_plan_takes_over_the_trials_that_it_shares(done, plan, monkeypatch):
+    out, _, found = done
+    asked = []
+
+    def no_worker(name, job, threads):
+        asked.append((name, job.get("seed")))
+        yield {"event": "failed", "reason": "not here"}
+
+    monkeypatch.setattr(worker, "run", no_worker)
+    more = compare.parse(plan.to_json() | {"rows": ["conv", "weighted"], "seeds": [1, 2]})
+    code, other = compare.run(more, out, progress=False)
+    assert code == 1
+    assert asked == [("trial", 2), ("trial", 2), ("cost", None)]
+    for row, before in zip(other["rows"], found["rows"], strict=False):
+        assert row["trials"][0] == before["trials"][1]
+        assert (row["trials"][1]["status"], row["trials"][1]["reason"]) == ("failed", "not here")
+        assert row["cost"] is None
+
+
+def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monkeypatch, tmp_path):
+    def ids(**changes):
+        return set(trial_ids(prepare(compare.parse(plan.to_json() | changes))).values())
+
+    base = ids()
+    assert ids() == base
+    assert ids(margin=3.0) == base
+    assert ids(rows=["conv", "conv(lr=1e6)", "weighted"]) == base
+    assert ids(data=write_idx(tmp_path / "moved")) == base
+    assert ids(seeds=[0]) < base
+    assert len(ids(rows=["conv", "weighted(lr=0.123)"]) & base) == 2
+    for change in (
+        {"epochs": 2},
+        {"batch_size": 17},
+        {"width": 5},
+        {"threads": 2},
+        {"dtype": "float64"},
+        {"where": "layer1*"},
+        {"backbone": "resnet14"},
+        {"optimizer": {"momentum": 0.8}},
+        {"limit_train": 30},
+        {"data": write_idx(tmp_path / "other", test=31)},
+    ):
+        assert ids(**change).isdisjoint(base), change
+    for name, value in (("torch.__version__", "9"), ("numpy.__version__", "9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            assert ids().isdisjoint(base), name
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_source", lambda kind: "other")
+        assert ids().isdisjoint(base)
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_operator_source", lambda name: f"other {name}")
+        assert ids().isdisjoint(base)
+
+
+def test_a_worker_is_pinned_and_apart_from_the_terminal(monkeypatch):
+    started = {}
+
+    class Stop(Exception):
+        pass
+
+    def popen(command, **keywords):
+        started.update(keywords)
+        raise Stop
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(Stop):
+        next(worker.run("trial", {}, 3))
+    environment = started["env"]
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+    assert "mmap_threshold=8589934592" in environment["GLIBC_TUNABLES"]
+    assert started["start_new_session"] is True
+
+
+def test_a_worker_reports_an_exception_in_one_line():
+    (event,) = worker.run("trial", {"point": {"threads": "many"}}, 1)
+    assert event["event"] == "failed"
+    assert event["reason"].startswith("RuntimeError: set_num_threads expects")
+    assert "died" not in event
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (-9, "its process was killed by SIGKILL (often: out of memory)"),
+        (-11, "its process was killed by SIGSEGV"),
+        (-99, "its process was killed by 99"),
+        (3, "its process ended with code 3: last words"),
+    ],
+)
+def test_the_death_of_a_worker_has_its_reason(code, reason):
+    assert worker._death(code, "last words") == reason
+
+
+def _row(*trials):
+    return {"trials": [dict(zip(("seed", "status", "score"), t, strict=True)) for t in trials]}
+
+
+def test_rows_are_judged_over_the_seeds_that_they_share():
+    metric = Metric("accuracy", "%", True, 10.0, 0.5)
+    draws = (0.0, 0.1, -0.1, 0.05, -0.05)
+    base = [(seed, "done", 90 + 3 * d) for seed, d in enumerate(draws)]
+    rows = [
+        _row(*base),
+        _row(*((seed, "done", score + 2 + draws[-seed]) for seed, _, score in base)),
+        _row(*((seed, "done", score - 2 + draws[-seed]) for seed, _, score in base)),
+        _row(*((seed, "done", score + draws[-seed]) for seed, _, score in base)),
+        _row(*((seed, "diverged", None) for seed in range(5))),
+        _row(*base[:4], (4, "failed", None)),
+        _row(*((seed, "failed", None) for seed in range(5))),
+    ]
+    results._judge(rows, metric)
+    assert [row["verdict"] for row in rows] == [
+        "baseline",
+        "gain",
+        "loss",
+        "no relevant difference",
+        "loss",
+        "too few seeds",
+        "failed",
+    ]
+    assert rows[4]["score"] == {"mean": 10.0, "interval": [10.0, 10.0], "n": 5}
+    assert rows[5]["score"]["n"] == 4
+    assert rows[5]["difference"]["mean"] == 0.0
+    assert rows[5]["difference"]["p_holm"] is None
+    assert rows[6]["score"] is rows[6]["difference"] is None
+    assert rows[0]["difference"] is None
+    # Holm over the four rows with enough seeds
+    p = sorted(row["difference"]["p"] for row in rows[1:5])
+    assert min(row["difference"]["p_holm"] for row in rows[1:5]) == 4 * p[0]
+
+
+def test_without_a_baseline_nothing_is_judged():
+    metric = Metric("accuracy", "%", True, 10.0, 0.5)
+    rows = [_row((0, "failed", None)), _row((0, "done", 50.0))]
+    results._judge(rows, metric)
+    assert [row["verdict"] for row in rows] == ["failed", "too few seeds"]
+    assert rows[1]["difference"] is None
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now = 100.0
+
+        def __call__(self):
+            return self.now
+
+    return Clock()
+
+
+def _events(clock):
+    """The events of two rows and two seeds, 4 s a trial, 10 s the costs."""
+    for seed in (0, 1):
+        for row in (0, 1):
+            yield Event("begin", row, seed)
+            clock.now += 2
+            yield Event("step", row, seed, {"done": 0.5})
+            clock.now += 2
+            yield Event("epoch", row, seed, {"epoch": 2})
+            yield Event("end", row, seed, {"status": "done", "score": 90.0 + seed})
+    yield Event("cost", 0)
+    clock.now += 10
+    yield Event("cost", 1)
+    yield Event("costs", record={"rows": []})
+
+
+def test_the_time_left_falls_to_nothing(clock):
+    tally = Tally(compare.parse({"rows": ["conv", "weighted"], "seeds": 2}), clock)
+    left, shares = [], []
+    for event in _events(clock):
+        tally.take(event)
+        left.append(tally.left())
+        shares.append((tally.share(0), tally.share(1)))
+    assert left[0] == 4 * 8 + 30  # before a trial has been seen
+    assert left[3] == 3 * 4 + 30
+    assert left[5] == 2 * 4 + 2 + 30
+    assert left[-4] == 30
+    assert left[-2:] == [20, 0]
+    assert shares[1] == (0.25, 0.0)
+    assert shares[5] == (0.5, 0.25)
+    assert tally.scores == [[90.0, 91.0]] * 2
+    assert tally.done == tally.total == 4
+
+
+def test_plain_lines_where_there_is_no_terminal(plan, clock, monkeypatch):
+    prepared = prepare(plan)
+    stream = io.StringIO()
+    with progress.show(prepared, True, stream) as tell:
+        tell(Event("kept", 0, 0, {"status": "done", "score": 91.25}))
+        tell(Event("begin", 1, 0))
+        tell(Event("end", 1, 0, {"status": "failed", "reason": "KeyError: 'x'"}))
+        tell(Event("cost", 0))
+        tell(Event("cost", 1))
+    first, second, third = stream.getvalue().splitlines()
+    assert first.startswith("1/6 conv, seed 0: 91.2 %, kept from before; about ")
+    assert second.startswith("2/6 weighted, seed 0: failed (KeyError: 'x'), 0.0 s; about ")
+    assert third == "measuring costs"
+
+
+def test_a_live_table_on_a_terminal(plan, clock):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    with progress.show(prepare(plan), True, stream) as tell:
+        for event in _events(clock):
+            tell(event)
+    text = stream.getvalue()
+    for part in ("conv(lr=1000000.0)", "90.5 ± 6.4", "2/2", "measuring costs"):
+        assert part in text
+
+
+def test_nothing_is_shown_where_nothing_is_wanted(plan):
+    stream = io.StringIO()
+    with progress.show(prepare(plan), False, stream) as tell:
+        tell(Event("kept", 0, 0, {"status": "done", "score": 91.25}))
+    assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (7300, "2 h 2 min")]
+)
+def test_durations(seconds, text):
+    assert progress._duration(seconds) == text
+
+
+def test_the_final_table(done):
+    text = progress.final_table(done[2])
+    lines = text.splitlines()
+    assert lines[0].split() == [
+        "row",
+        "accuracy,",
+        "%",
+        "difference",
+        "verdict",
+        "parameters",
+        "latency",
+    ]
+    assert lines[1].startswith("conv  ")
+    assert "baseline" in lines[1]
+    assert "too few seeds" in lines[2]
+    assert lines[4].startswith("conv(lr=1000000.0), seed 0: diverged: the ")
+
+
+@pytest.mark.parametrize(("as_json", "shown"), [(True, False), (False, True)])
+def test_with_json_nothing_is_on_standard_output(done, plan, capsys, as_json, shown):
+    compare.run(plan, done[0], json=as_json)
+    captured = capsys.readouterr()
+    assert ("Report: " in captured.out) is shown
+    assert captured.out == "" or shown
+    assert "6/6 " in captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (
+            ["/usr/bin/omniconv", "compare", "--operators", "conv(width=2)"],
+            "omniconv compare --operators 'conv(width=2)'",
+        ),
+        (["/x/omniconv/__main__.py", "compare"], "omniconv compare"),
+        (["pytest", "-q"], "omniconv.compare.run(...)"),
+    ],
+)
+def test_the_command_is_what_was_typed(monkeypatch, argv, command):
+    monkeypatch.setattr("sys.argv", argv)
+    assert comparison._command() == command
+
+
+def test_a_full_disk_is_one_sentence(done, plan, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(results, "write", full)
+    with pytest.raises(compare.Refused, match=r"cannot go on: .*No space left on device"):
+        compare.run(plan, done[0], progress=False)
+
+
+def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, monkeypatch):
+    prepared = prepare(plan)
+    skips = []
+
+    def run(name, job, threads):
+        skips.append(dict(job["skip"]))
+        for row in range(3):
+            if row not in job["skip"]:
+                yield {"event": "row", "row": row}
+                if row == 1:
+                    yield {"event": "failed", "reason": "killed", "died": True}
+                    return
+        yield {"event": "times"}
+        yield {"event": "end", "rows": [{"step_ms": 1}, {"reason": "killed"}, {"step_ms": 2}]}
+
+    class NoStore:
+        def add_cost(self, *_):
+            raise AssertionError("kept what was not complete")
+
+    monkeypatch.setattr(worker, "run", run)
+    *_, last = driver._costs(prepared, NoStore(), "id", comparison.Path("data"))
+    assert skips == [{}, {1: "killed"}]
+    assert last.record["rows"][1] == {"reason": "killed"}
+
+
+def test_a_death_while_the_clocks_run_is_no_rows_fault(plan, monkeypatch):
+    def run(name, job, threads):
+        yield {"event": "row", "row": 0}
+        yield {"event": "times"}
+        yield {"event": "failed", "reason": "killed", "died": True}
+
+    monkeypatch.setattr(worker, "run", run)
+    *_, last = driver._costs(prepare(plan), None, "id", comparison.Path("data"))
+    assert last.record["rows"] == [{"reason": "killed"}] * 3

@@ -1,0 +1,247 @@
+"""One trial: its training is torch's, and interrupted anywhere it ends in the same numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from compare_tiny import tiny, write_idx
+from omniconv.compare import network, parse, trial, whole
+from omniconv.compare.prepare import prepare
+from omniconv.compare.sgd import SGD
+from omniconv.models import build
+from omniconv.tasks import classify
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch):
+    """Put back what a trial fixes for its process."""
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setattr(torch, "set_num_interop_threads", lambda count: None)
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode(mode)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture
+def make_job(tmp_path):
+    """A function that makes the job of one row (the last one of the plan) with seed 0."""
+
+    def make(**changes):
+        prepared = prepare(parse(tiny(write_idx(tmp_path), **changes)))
+        whole.save_dataset(tmp_path / "data.pt", prepared.dataset)
+        return {
+            "point": prepared.plan.points()[-1],
+            "seed": 0,
+            "data": str(tmp_path / "data.pt"),
+            "checkpoint": str(tmp_path / "checkpoint.pt"),
+        }
+
+    return make
+
+
+def _run(job):
+    """The events of a trial, without times and steps."""
+    events = []
+    trial.work(job, events.append)
+    return [
+        {key: value for key, value in event.items() if key != "seconds"}
+        for event in events
+        if event["event"] != "step"
+    ]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_is_torchs_to_the_last_bit(momentum):
+    ours, theirs = (nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    groups = [
+        [
+            {"params": [m.weight], "lr": 0.3, "weight_decay": 0.1},
+            {"params": [m.bias], "lr": 0.03, "weight_decay": 0.0},
+        ]
+        for m in (ours, theirs)
+    ]
+    sgd, known = SGD(groups[0], momentum), torch.optim.SGD(groups[1], momentum=momentum)
+    for step in range(4):
+        for group, rate in zip(known.param_groups, (0.3, 0.03), strict=True):
+            group["lr"] = rate * (1 - step / 4)
+        x = torch.randn(7, 5)
+        for model in (ours, theirs):
+            model(x).square().sum().backward()
+        sgd.step(1 - step / 4)
+        known.step()
+        known.zero_grad()
+        assert ours.weight.grad is None
+        assert torch.equal(ours.weight, theirs.weight)
+        assert torch.equal(ours.bias, theirs.bias)
+
+
+def test_a_trial_is_the_loop_that_one_would_write(make_job):
+    """The same numbers as a plain training loop with torch's optimiser."""
+    job = make_job(rows=["conv(lr=0.2)"])
+    events = _run(job)
+    dataset = whole.load_dataset(job["data"])
+    torch.manual_seed(0)
+    model = build("resnet8", in_channels=1, classes=3, width=4)
+    order = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
+    seen, total = 0, 2 * dataset.sizes["train"]
+    for epoch in range(2):
+        losses = []
+        for images, labels in classify.batches(dataset, "train", 16, generator=order):
+            done = seen / total
+            optimizer.param_groups[0]["lr"] = 0.2 * 0.5 * (1 + math.cos(math.pi * done))
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item() * len(labels))
+            seen += len(labels)
+        loss, score = classify.evaluate(model, dataset, "validation")
+        assert events[epoch]["epoch"] == epoch + 1
+        assert events[epoch]["train_loss"] == pytest.approx(sum(losses) / (total / 2), rel=1e-6)
+        assert events[epoch]["validation_loss"] == pytest.approx(loss, rel=1e-5)
+        assert events[epoch]["validation_score"] == score
+    assert events[2]["status"] == "done"
+    assert events[2]["score"] == classify.evaluate(model, dataset, "test")[1]
+
+
+@pytest.mark.parametrize("row", ["weighted(trainable_density=True)", "dcls(kernel_size=5, taps=4)"])
+def test_a_trial_that_is_stopped_after_an_epoch_ends_in_the_same_numbers(make_job, row, tmp_path):
+    job = make_job(rows=[row], epochs=3)
+    whole_run = _run(job)
+    (tmp_path / "checkpoint.pt").unlink()
+    for epoch in (1, 2):
+
+        def stop(event, epoch=epoch):
+            if event["event"] == "epoch" and event["epoch"] == epoch:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            trial.work(job, stop)
+        torch.manual_seed(99)  # another process would have other random numbers
+    assert _run(job) == whole_run
+    assert _run(job) == whole_run  # and once more, from the checkpoint of the last epoch
+
+
+def test_the_order_of_the_batches_depends_on_the_seed_alone(make_job, monkeypatch):
+    drawn = []
+
+    def spy(dataset, split, *arguments, **keywords):
+        for images, labels in draw(dataset, split, *arguments, **keywords):
+            if split == "train":
+                drawn[-1].append(labels)
+            yield images, labels
+
+    draw = classify.batches
+    monkeypatch.setattr(classify, "batches", spy)
+    for row, seed in (("conv", 0), ("weighted", 0), ("weighted", 1)):
+        job = make_job(rows=[row], epochs=1) | {"seed": seed}
+        drawn.append([])
+        _run(job)
+        whole.Path(job["checkpoint"]).unlink()
+    first, same, other = (torch.cat(labels) for labels in drawn)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_a_loss_that_is_no_number_is_a_diverged_trial(make_job):
+    *_, end = _run(make_job(rows=["weighted(lr=1e9)"]))
+    assert (end["event"], end["status"]) == ("end", "diverged")
+    assert "became" in end["reason"]
+    assert "in epoch 1" in end["reason"]
+
+
+@pytest.mark.parametrize(("schedule", "factors"), [("constant", (1, 1)), ("cosine", (1, 0.5))])
+def test_the_schedules(schedule, factors):
+    assert trial._factor(schedule, 0.0) == factors[0]
+    assert trial._factor(schedule, 0.5) == pytest.approx(factors[1])
+
+
+def test_learned_kernels_are_those_that_are_applied(make_job):
+    job = make_job(rows=["dcls(kernel_size=5, taps=4)"])
+    dataset = whole.load_dataset(job["data"])
+    built = network.build(job["point"], dataset)
+    found = network.learned_kernels(built)
+    assert [entry["layer"] for entry in found] == [
+        "layer1.0.conv1",
+        "layer2.0.conv1",
+        "layer3.0.conv2",
+    ]
+    last = torch.tensor(found[-1]["kernels"])
+    assert last.shape == (16, 5, 5)
+    layer = built.model.get_submodule("layer3.0.conv2")
+    torch.testing.assert_close(last, layer.weight[:16, 0].detach(), rtol=1e-4, atol=1e-6)
+    assert found[0]["type"] == "DCLSConv2d"
+    assert len(found[0]["kernels"]) == 4
+    involution = network.build(make_job(rows=["involution"])["point"], dataset)
+    assert network.learned_kernels(involution)[0] == {
+        "layer": "layer1.0.conv1",
+        "type": "Involution2d",
+        "kernels": None,
+    }
+
+
+def test_a_larger_plain_kernel_starts_as_the_backbones_own_layers_do(make_job):
+    job = make_job(rows=["conv(kernel_size=7)"], width=32)
+    dataset = whole.load_dataset(job["data"])
+    torch.manual_seed(0)
+    larger = network.build(job["point"], dataset).model.layer3[0].conv2
+    plain = build("resnet8", in_channels=1, classes=3, width=32).layer3[0].conv2
+    assert larger.weight.shape == (128, 128, 7, 7)
+    assert larger.padding == (3, 3)
+    ratio = larger.weight.var().item() * 49 / (plain.weight.var().item() * 9)
+    assert ratio == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job):
+    """And imports nothing that only the driver needs, nor torch's compiler."""
+    code = (
+        "import json, sys, time, torch; start = time.process_time();"
+        "from omniconv.compare import trial;"
+        "trial.work(json.loads(sys.argv[1]), lambda event: None);"
+        "print(json.dumps([time.process_time() - start, sorted(sys.modules)]))"
+    )
+    job = make_job(rows=["weighted"], epochs=1)
+    run = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(job)], capture_output=True, text=True, check=True
+    )
+    seconds, modules = json.loads(run.stdout)
+    assert seconds < 1.0
+    driver_only = {"scipy", "rich", "jinja2", "yaml", "sympy", "torch._dynamo", "sqlite3", "typer"}
+    assert driver_only.isdisjoint(modules)
+    ours = {name.removeprefix("omniconv.compare.") for name in modules if "compare." in name}
+    needed = "grammar network plan_file refused rows sgd trial whole worker"
+    assert ours == set(needed.split())
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
+    path = tmp_path / "file"
+    whole.write(path, lambda file: file.write(b"old"))
+
+    def fail(file):
+        file.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        whole.write(path, fail)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_dataset_comes_back_whole(tmp_path):
+    dataset = classify.load(write_idx(tmp_path))
+    whole.save_dataset(tmp_path / "data.pt", dataset)
+    found = whole.load_dataset(tmp_path / "data.pt")
+    assert found.hash == dataset.hash
+    assert all(getattr(found, name) == getattr(dataset, name) for name in whole.FACTS)
