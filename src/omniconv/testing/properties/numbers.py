@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import gradcheck as torch_gradcheck
 from torch.autograd import gradgradcheck as torch_gradgradcheck
@@ -53,6 +54,12 @@ def _once_only(subject: Subject) -> str:
 def gradgradcheck(subject: Subject, sample: Sample) -> None:
     """Second derivatives equal finite differences of the first."""
     call, arguments = _function(subject, sample)
+    outputs = call(*arguments)
+    seeds = [torch.ones_like(output, requires_grad=True) for output in outputs]
+    first = torch.autograd.grad(outputs, arguments, seeds, create_graph=True, allow_unused=True)
+    # gradgradcheck passes over gradients that are not differentiable at all
+    lost = any(gradient is not None and not gradient.requires_grad for gradient in first)
+    require(not lost, "a gradient cannot be differentiated, not even by its cotangent")
     require(torch_gradgradcheck(call, arguments, fast_mode=True), "gradgradcheck failed")
 
 
