@@ -132,13 +132,15 @@ def _compiler() -> Finding:
 
 
 def _allocator() -> Finding:
+    from omniconv.compare.worker import PINNED
+
     purpose = "timings that mean something"
     pinned = "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
     preloaded = "malloc" in os.environ.get("LD_PRELOAD", "")
     if pinned or preloaded:
         return Finding("allocator", "ok", "pinned in this process", purpose)
     found = "not pinned in this process"
-    remedy = "omniconv compare pins it for its own trials; for your own, see docs/measuring.md"
+    remedy = f"compare pins it for its trials; for your own: export GLIBC_TUNABLES={PINNED}"
     return Finding("allocator", "missing", found, purpose, remedy)
 
 
