@@ -247,7 +247,7 @@ class _InvolutionNd(ConvLayer):
         return convolve(hidden, self.span, self.span_bias).unflatten(1, (g.groups, *g.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
-        """Involution of ``input`` (B, C, *S) or (C, *S)."""
+        r"""Involution of ``input`` (B, C, \*S) or (C, \*S)."""
         check_input(self, input, self.reduce)
         g = self.geometry
         if input.dim() == g.dim + 1:
