@@ -71,15 +71,26 @@ def _operators() -> str:
 
 
 def _literature() -> str:
-    counts = ", ".join(f"{number} {status}" for status, number in literature.counts().items())
-    rows = [
-        (s.id, s.name, s.title, s.status, ", ".join(s.names), s.left) for s in literature.systems()
-    ]
-    head = ("id", "name", "publication", "status", "here", "left, or why absent")
-    return (
-        f"# Literature\n\n{len(rows)} published systems: {counts}. `omniconv literature` prints "
-        f"the same table. *works* and *partial* are claims that tests show.\n\n{_table(head, rows)}"
+    titles = {"works": "Works", "partial": "Works in part", "absent": "Absent"}
+    columns = {
+        "works": (("", "name", "publication", "here"), lambda s: [", ".join(s.names)]),
+        "partial": (
+            ("", "name", "publication", "here", "left"),
+            lambda s: [", ".join(s.names), s.left],
+        ),
+        "absent": (("", "name", "publication", "why"), lambda s: [s.left]),
+    }
+    text = (
+        f"# Literature\n\n{len(literature.systems())} published systems and what of them is here; "
+        "`omniconv literature` prints the same. Tests show what works, also in part.\n"
     )
+    for status, number in literature.counts().items():
+        head, rest = columns[status]
+        rows = [
+            (s.id, s.name, s.title, *rest(s)) for s in literature.systems() if s.status == status
+        ]
+        text += f"\n## {titles[status]} ({number})\n\n{_table(head, rows)}"
+    return text
 
 
 def _write(app: Sphinx) -> None:
