@@ -42,7 +42,7 @@ docs: $(VENV)/.docs ## the site, in site/index.html
 	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees docs site
 
 bench: $(VENV)/.dev ## every speed that the documentation names
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python $$file $(ARGS); done
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## remove everything that is not committed but made here
 	rm -rf $(VENV) build dist site omniconv-report .mypy_cache .pytest_cache .ruff_cache .hypothesis
