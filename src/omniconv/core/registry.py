@@ -58,8 +58,8 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _names() -> list[str]:
-    own = set(_index.OPERATORS) | set(_cards)
-    return sorted(own) + sorted(set(_plugins()) - own)
+    plugins = _plugins().keys()
+    return sorted((_index.OPERATORS.keys() | _cards.keys()) - plugins) + sorted(plugins)
 
 
 def card(name: str) -> Card:
