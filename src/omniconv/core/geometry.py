@@ -179,7 +179,7 @@ def check_floating(name: str, x: Any) -> None:
         raise TypeError(f"{name} must be a floating-point tensor, got dtype {x.dtype}")
 
 
-def check_input(layer: Any, x: Any, like: Tensor | None = None) -> None:
+def check_input(layer: Any, x: Any, like: Tensor | None = None, name: str = "input") -> None:
     """Refuse an input that the convolution ``layer`` cannot take, before anything is computed.
 
     Args:
@@ -187,42 +187,43 @@ def check_input(layer: Any, x: Any, like: Tensor | None = None) -> None:
         x: The input, ``(B, C, *size)`` or unbatched ``(C, *size)``.
         like: A parameter whose dtype and device the input must share (dtype is free under
             autocast).
+        name: What the messages call ``x``.
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor of the layer's dtype.
         ValueError: Its rank, channels, device or size do not fit the layer.
     """
-    check_floating("input", x)
+    check_floating(name, x)
     geometry: ConvArguments = layer.geometry
     dim = geometry.dim
     shape = tuple(x.shape)
     if x.dim() not in (dim + 1, dim + 2):
         raise ValueError(
-            f"input must have {dim + 2} axes (batch, channels, {dim} spatial) or {dim + 1} "
+            f"{name} must have {dim + 2} axes (batch, channels, {dim} spatial) or {dim + 1} "
             f"(unbatched), got shape {shape}"
         )
     if x.shape[-dim - 1] != geometry.in_channels:
         raise ValueError(
-            f"input must have in_channels={geometry.in_channels} channels, got "
+            f"{name} must have in_channels={geometry.in_channels} channels, got "
             f"{x.shape[-dim - 1]} (shape {shape})"
         )
     if like is not None:
         if x.device != like.device:
-            raise ValueError(f"input must be on the layer's device {like.device}, got {x.device}")
+            raise ValueError(f"{name} must be on the layer's device {like.device}, got {x.device}")
         if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"input must have the layer's dtype {like.dtype}, got {x.dtype}")
+            raise TypeError(f"{name} must have the layer's dtype {like.dtype}, got {x.dtype}")
     size = x.shape[-dim:]
     for axis, (n, (before, after)) in enumerate(zip(size, geometry.pads, strict=True)):
         limit = {"reflect": n - 1, "circular": n}.get(geometry.padding_mode)
         if limit is not None and max(before, after) > limit:
             raise ValueError(
-                f"input is too small for padding_mode={geometry.padding_mode!r}: size {n} on axis "
+                f"{name} is too small for padding_mode={geometry.padding_mode!r}: size {n} on axis "
                 f"{axis} allows padding up to {limit}, got padding {max(before, after)}"
             )
         if n < 1:
-            raise ValueError(f"input must have spatial sizes of at least 1, got shape {shape}")
+            raise ValueError(f"{name} must have spatial sizes of at least 1, got shape {shape}")
     if any(n < 1 for n in geometry.output_size(size)):
         raise ValueError(
-            f"input of spatial size {tuple(size)} is too small for kernel_size="
+            f"{name} of spatial size {tuple(size)} is too small for kernel_size="
             f"{geometry.kernel_size}, dilation={geometry.dilation}, padding={geometry.padding!r}"
         )

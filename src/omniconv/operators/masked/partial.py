@@ -99,7 +99,7 @@ def partial_conv(
         check_floating("bias", bias)
         if bias.shape != (outputs,):
             raise ValueError(f"bias must have shape ({outputs},), got {tuple(bias.shape)}")
-    check_input(SimpleNamespace(geometry=geometry), x, weight)
+    check_input(SimpleNamespace(geometry=geometry), x, weight, name="x")
     args.boolean("padding_is_hole", padding_is_hole)
     return _partial_conv(x, mask, weight, bias, geometry, padding_is_hole)
 

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from omniconv.core import args
 from omniconv.core.card import Card, ErrorInput, Sample
+from omniconv.core.geometry import check_floating
 from omniconv.core.layer import new_parameter
 from omniconv.core.registry import register
 from omniconv.core.static_kernel import StaticKernel
@@ -63,8 +64,14 @@ def weighted_kernel(raw: Tensor, density: Sequence[Tensor]) -> Tensor:
         The kernel, shaped as ``raw``.
 
     Raises:
+        TypeError: ``raw`` or a profile is not a floating-point tensor.
         ValueError: The number of profiles or of their values does not fit ``raw``.
     """
+    check_floating("raw", raw)
+    if raw.dim() < 3:
+        raise ValueError(f"raw must have at least 3 axes, got shape {tuple(raw.shape)}")
+    if not isinstance(density, Sequence):
+        raise TypeError(f"density must be a sequence of tensors, got {type(density).__name__}")
     size = raw.shape[2:]
     if len(density) != len(size):
         raise ValueError(
@@ -72,6 +79,7 @@ def weighted_kernel(raw: Tensor, density: Sequence[Tensor]) -> Tensor:
         )
     phi = raw.new_ones(())
     for axis, (values, k) in enumerate(zip(density, size, strict=True)):
+        check_floating(f"density[{axis}]", values)
         if values.shape != ((k - 1) // 2,):
             raise ValueError(
                 f"density[{axis}] must hold {(k - 1) // 2} values for kernel size {k}, "
