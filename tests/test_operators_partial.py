@@ -269,8 +269,8 @@ W = torch.randn(6, 2, 3, 3)
     [
         ({"weight": W[0, 0]}, ValueError, "weight must have 3, 4 or 5 axes"),
         ({"weight": W.int()}, TypeError, "weight must be a floating-point tensor"),
-        ({"weight": W.double()}, TypeError, "input must have the layer's dtype"),
-        ({"x": X[:, :3]}, ValueError, "input must have in_channels=4 channels, got 3"),
+        ({"weight": W.double()}, TypeError, "x must have the layer's dtype"),
+        ({"x": X[:, :3]}, ValueError, "x must have in_channels=4 channels, got 3"),
         ({"bias": torch.zeros(5)}, ValueError, r"bias must have shape \(6,\), got \(5,\)"),
         ({"groups": 0}, ValueError, "groups must be an int of at least 1"),
         ({"stride": (1, 1, 1)}, ValueError, "stride must be an int or 2 ints"),
