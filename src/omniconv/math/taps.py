@@ -39,20 +39,21 @@ def scattered_taps(taps: Tensor, position: Tensor, size: Sequence[int]) -> Tenso
     Returns:
         The kernel (A, B, \*size).
     """
+    weights, offsets = [taps], [0]
     corner = torch.zeros((), dtype=torch.long, device=taps.device)
-    values = taps.unsqueeze(-2)
-    offsets = [0]
     for p, s in zip(_per_axis(position, size), size, strict=True):
         half = (s - 1) // 2
         place = p.clamp(-(s - 1) / 2, (s - 1) / 2) + (s - 1) / 2 % 1
         low = (place.detach().floor().long() + half).clamp(0, max(s - 2, 0))
-        upper = values * (place - (low - half)).unsqueeze(-2)
-        values = torch.cat((values - upper, upper), -2)
+        part = place - (low - half)
+        upper = [w * part for w in weights]
+        weights = [w - u for w, u in zip(weights, upper, strict=True)] + upper
         corner = corner * s + low
         offsets = [o * s + step for step in (0, min(s - 1, 1)) for o in offsets]
-    index = torch.cat([corner + offset for offset in offsets], -1)
-    flat = taps.new_zeros(*taps.shape[:-1], math.prod(size))
-    return flat.scatter_add_(-1, index, values.flatten(-2)).unflatten(-1, tuple(size))
+    kernel = taps.new_zeros(*taps.shape[:-1], math.prod(size))
+    for w, offset in zip(weights, offsets, strict=True):
+        kernel.scatter_add_(-1, corner + offset, w)
+    return kernel.unflatten(-1, tuple(size))
 
 
 def separable_taps(
@@ -85,28 +86,28 @@ def separable_taps(
             _per_axis(position, size), _per_axis(sigma, size), size, strict=True
         ):
             centre = (s - 1) / 2
-            grid = torch.arange(s, dtype=p.dtype, device=p.device).unsqueeze(-1) - centre
-            row = profile(grid - p.clamp(-centre, centre).unsqueeze(-2), width.unsqueeze(-2))
-            scale = scale / row.sum(-2)
-            rows.append(row)  # (A, B, s, m)
-        left = scale.unsqueeze(-2)
+            grid = torch.arange(s, dtype=p.dtype, device=p.device).view(-1, 1, 1, 1) - centre
+            rows.append(profile(grid - p.clamp(-centre, centre), width))  # (s, A, B, m)
+            scale = scale / rows[-1].sum(0)
+        left = scale.unsqueeze(0)
         for row in rows[:-1]:
-            left = (left.unsqueeze(-2) * row.unsqueeze(-3)).flatten(-3, -2)
-        return (left @ rows[-1].transpose(-1, -2)).flatten(-2).unflatten(-1, tuple(size))
+            left = (left.unsqueeze(1) * row).flatten(0, 1)
+        kernel = left.permute(1, 2, 0, 3) @ rows[-1].permute(1, 2, 3, 0)
+        return kernel.flatten(-2).unflatten(-1, tuple(size))
 
     return in_slices(build, slice_rows(taps.shape, size), taps, position, sigma)
 
 
 def slice_rows(shape: Sequence[int], size: Sequence[int]) -> int:
     """Rows of axis 0 that :func:`separable_taps` builds at once, for taps of this shape."""
-    entries = shape[1] * shape[2] * (sum(size) + math.prod(size[:-1]))
-    return max(1, SLICE // max(1, entries))
+    rows, columns, taps = shape
+    entries = columns * taps * (sum(size) + math.prod(size[:-1]))
+    return rows if rows * entries <= 2 * SLICE else max(1, SLICE // entries)
 
 
 def gauss(distance: Tensor, sigma: Tensor) -> Tensor:
     r""":math:`\exp(-x^2 / 2\sigma^2)`, not below exp(-40)."""
-    scaled = distance / sigma
-    return torch.exp((scaled * scaled * -0.5).clamp(min=-NEGLIGIBLE))
+    return torch.exp((distance * distance * (-0.5 / (sigma * sigma))).clamp(min=-NEGLIGIBLE))
 
 
 def triangle(distance: Tensor, sigma: Tensor) -> Tensor:
@@ -118,5 +119,5 @@ PROFILES: dict[str, Profile] = {"gauss": gauss, "triangle": triangle}
 
 
 def _per_axis(values: Tensor, size: Sequence[int]) -> tuple[Tensor, ...]:
-    """(A, B, d m) as d tensors (A, B, m)."""
-    return values.unflatten(-1, (len(size), -1)).unbind(-2)
+    """(A, B, d m) as d contiguous tensors (A, B, m): elementwise work runs along all of them."""
+    return values.unflatten(-1, (len(size), -1)).movedim(-2, 0).contiguous().unbind(0)

@@ -374,13 +374,12 @@ def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     plain = layer.geometry.flops(shape)
     n, size, d = layer.taps.numel(), layer.kernel_size, layer.geometry.dim
     if layer.interpolation == "bilinear":
-        # place and cell per axis, a product and a difference per corner, a sum per corner
+        # place and cell per axis, a product and a difference per split tap, a sum per corner
         forward = n * (4 * d + 2 * (2**d - 1) + 2**d)
-        backward = n * (5 * (2**d - 1) + 2**d - 2)
+        backward = n * (6 * (2**d - 1) - d)
         return plain[0] + forward, plain[1] + backward
     forward, backward = _separable_flops(n, size, layer.interpolation)
-    rows = slice_rows(layer.taps.shape, size)
-    slices = math.ceil(layer.taps.shape[0] / rows)
+    slices = math.ceil(layer.taps.shape[0] / slice_rows(layer.taps.shape, size))
     grids = slices * sum(size)
     if slices > 1:  # each is built again
         backward += forward + grids
@@ -390,18 +389,19 @@ def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
 
 def _separable_flops(n: int, size: tuple[int, ...], interpolation: str) -> tuple[int, int]:
     """Profiles, their sums, the products that join them, and their gradients, for n taps."""
-    profile, derivative = {"gauss": (5, 10), "triangle": (3, 3)}[interpolation]
+    per_entry, per_tap = {"gauss": (4, 3), "triangle": (3, 0)}[interpolation]
+    entry_gradient, tap_gradient = {"gauss": (6, 7), "triangle": (3, 0)}[interpolation]
     forward, backward = 2 * n * math.prod(size), 4 * n * math.prod(size)
     for s in size:
-        forward += (2 + profile) * n * s + 2 * n
-        # two uses of a profile are added; distances; sums over the axis for position and sigma
-        backward += (2 + derivative) * n * s + 5 * n + (2 * n * s if s > 1 else 0)
+        # distance, profile and its sum; clamped position and division
+        forward += n * ((2 + per_entry) * s + 2 + per_tap)
+        # besides: two uses of a profile are added, gradients summed for position and sigma
+        backward += n * ((4 + entry_gradient) * s + 5 + tap_gradient)
     joined = 1
     for s in size[:-1]:
-        whole = n * joined * s
-        forward += whole
-        backward += 2 * whole + (whole if s > 1 else 0) + (whole if joined > 1 else 0)
         joined *= s
+        forward += n * joined
+        backward += n * joined * (4 if s > 1 else 3)
     return forward, backward
 
 
