@@ -23,7 +23,7 @@ import omniconv as oc
 from omniconv import _index
 from omniconv.core.card import Sample
 from omniconv.testing import Subject
-from omniconv.testing.matrix import ROLES
+from omniconv.testing.case import ROLES
 
 DRAWS = 2000
 OPERATORS = sorted(_index.OPERATORS)

@@ -5,7 +5,7 @@ One line gives an operator of your own the whole matrix, as a parametrised pytes
     test_my_operator = omniconv.testing.matrix("my_package:my_operator")
 """
 
-from omniconv.testing.matrix import Case, cases, matrix
+from omniconv.testing.case import Case, cases, matrix
 from omniconv.testing.registry import PROPERTIES, Property
 from omniconv.testing.subject import Subject
 from omniconv.testing.tolerances import TABLE, tolerance
