@@ -10,10 +10,10 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare test test-full lint format types index docs bench clean
+.PHONY: help compare test test-full lint format types index conformance docs bench clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-10s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-11s %s\n", $$1, $$2}'
 
 compare: $(VENV)/.compare ## train, measure and judge convolutions; ARGS="--seeds 2" adds options
 	$(BIN)/omniconv compare $(ARGS)
@@ -37,6 +37,9 @@ types: $(VENV)/.dev ## static types
 
 index: $(VENV)/.dev ## regenerate the lists of names after adding an operator
 	$(BIN)/python tools/generate_index.py
+
+conformance: $(VENV)/.dev ## run the matrix and write docs/conformance.md; ARGS="--operators dcls"
+	$(BIN)/python tools/generate_conformance.py $(ARGS)
 
 docs: $(VENV)/.docs ## the site, in site/index.html
 	$(BIN)/sphinx-build -q -W --keep-going -d build/doctrees docs site
