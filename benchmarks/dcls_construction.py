@@ -5,8 +5,8 @@
 17 x 17, 34 taps, 96 -> 96 channels unless said otherwise. The bound to keep is 15 ms and 60 MB on
 two cores; memory is the most that tensors hold at once, parameters and their gradients included.
 The three interpolations take turns in one process with a pinned allocator; medians. The released
-code is measured after them, and once, where the package DCLS is installed: a call takes seconds. Nothing is printed before each kernel has been compared with its formula, evaluated tap by
-tap, and with the released code's.
+code follows, one call of seconds each, where the package DCLS is installed. Nothing is printed
+before each kernel has been compared with its formula, evaluated tap by tap, and the released one.
 """
 
 from __future__ import annotations
