@@ -106,7 +106,7 @@ def dcls_kernel(
     shape = (*taps.shape[:2], len(size) * taps.shape[2])
     if position.shape != shape:
         raise ValueError(f"position must have shape {shape}, got {tuple(position.shape)}")
-    wide = torch.promote_types(taps.dtype, torch.float32)
+    wide = torch.float64 if taps.dtype == torch.float64 else torch.float32
     if interpolation == "bilinear":
         if width is not None:
             raise ValueError(f"width must be None for interpolation='bilinear', got {type(width)}")
