@@ -13,7 +13,7 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; d
 .PHONY: help compare test test-full lint format types index conformance docs bench clean
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-11s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 compare: $(VENV)/.compare ## train, measure and judge convolutions; ARGS="--seeds 2" adds options
 	$(BIN)/omniconv compare $(ARGS)
