@@ -147,7 +147,7 @@ def test_preparing_tries_every_row_on_the_real_layers(data):
     plain, larger, wider, weighted = prepared.swaps
     assert plain == wider == []
     assert [layer["status"] for layer in larger] == ["swapped"] * 6
-    assert {layer["weights"] for layer in larger} == {"new"}
+    assert {layer["weights"] for layer in (*larger, *weighted)} == {"new"}
     assert weighted[0]["before"] == "Conv2d 4->4 3x3"
     assert weighted[0]["after"] == "WeightedConv2d 4->4 5x5"
     assert [row.pointwise for row in prepared.plan.rows] == [False] * 4

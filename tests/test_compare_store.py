@@ -93,6 +93,12 @@ def _other_database(path):
     db.close()
 
 
+def _other_empty_database(path):
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA application_id = 7")
+    db.close()
+
+
 def _other_version(path):
     Store(path.parent).__exit__(None, None, None)
     with sqlite3.connect(path) as db:
@@ -120,11 +126,20 @@ def _cut(path):
         (lambda path: path.write_bytes(b"PNG\r\n" * 400), "cannot be used"),
         (lambda path: path.mkdir(), "cannot be used"),
         (_other_database, "is a database of something else"),
+        (_other_empty_database, "is a database of something else"),
         (_other_version, "got version 7"),
         (_torn, "damaged|cannot be used"),
         (_cut, "damaged|cannot be used"),
     ],
-    ids=["other bytes", "folder", "other database", "other version", "torn", "cut"],
+    ids=[
+        "other bytes",
+        "folder",
+        "other database",
+        "other empty database",
+        "other version",
+        "torn",
+        "cut",
+    ],
 )
 def test_what_is_no_store_is_refused_and_left_alone(tmp_path, spoil, sentence):
     path = tmp_path / "store.sqlite"
