@@ -144,6 +144,8 @@ def test_values_are_shown_on_one_short_line():
     assert args.show(torch.zeros(2, 2)) == "tensor([[0., 0.], [0., 0.]])"
     assert len(args.show("x" * 1000)) == 80
     assert args.show("x" * 1000).endswith("...")
+    assert args.show("x" * 78) == repr("x" * 78)
+    assert args.show("x" * 79) == repr("x" * 79)[:77] + "..."
     assert args.show(Broken()) == "<Broken>"
 
 

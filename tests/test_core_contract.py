@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -135,6 +136,46 @@ def test_under_autocast_the_inputs_type_is_free():
         layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         layer(x)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": "same", "stride": (1, 2)}, "padding='same' needs stride 1, got stride=(1, 2)"),
+        ({"padding": "same", "stride": (2, 1)}, "padding='same' needs stride 1, got stride=(2, 1)"),
+        ({"groups": 4}, "groups must divide out_channels=6, got 4"),
+        ({"groups": 3}, "groups must divide in_channels=4, got 3"),
+        ({"padding_mode": "constant"}, "padding_mode must be one of 'zeros', 'reflect', "),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ConvArguments.parse(2, 4, 6, 3, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "allowed"),
+    [
+        ({"output_padding": 1}, False),
+        ({"output_padding": 1, "stride": 2}, True),
+        ({"output_padding": 2, "stride": 2}, False),
+        ({"output_padding": 1, "dilation": 2}, True),
+        ({"output_padding": 2, "dilation": 2}, False),
+        ({"output_padding": (0, 1), "stride": (2, 1)}, False),
+        ({"output_padding": (1, 0), "stride": (2, 1)}, True),
+    ],
+)
+def test_output_padding_is_allowed_where_torch_allows_it(arguments: dict[str, Any], allowed: bool):
+    plain = nn.ConvTranspose2d(1, 1, 3, **arguments)
+    x = torch.zeros(1, 1, 3, 3)
+    if allowed:
+        g = ConvArguments.parse(2, 1, 1, 3, **arguments, transposed=True)
+        assert g.output_size((3, 3)) == plain(x).shape[2:]
+    else:
+        with pytest.raises(RuntimeError):
+            plain(x)
+        with pytest.raises(ValueError, match="output_padding must be smaller than stride or dil"):
+            ConvArguments.parse(2, 1, 1, 3, **arguments, transposed=True)
 
 
 GROWN = [
