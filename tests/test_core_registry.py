@@ -165,8 +165,17 @@ print(oc.list_operators("*weighted"))
     ("points", "module", "message"),
     [
         ({"x": "broken:card"}, "card = 3", "entry point 'bad:x' must point to a Card, got 3"),
-        ({"x": "broken:card"}, "raise ImportError('no scipy')", "no scipy"),
-        ({"x": "broken:missing"}, "", "missing"),
+        (
+            {"x": "broken:card"},
+            "raise RuntimeError('no scipy')",
+            "ImportError: operator 'bad:x' cannot be loaded from 'broken:card': no scipy",
+        ),
+        (
+            {"x": "broken:missing"},
+            "",
+            "ImportError: operator 'bad:x' cannot be loaded from 'broken:missing': module 'broken' "
+            "has no attribute 'missing'",
+        ),
     ],
 )
 def test_a_broken_plug_in_is_named_and_harms_no_other(

@@ -67,6 +67,7 @@ def card(name: str) -> Card:
 
     Raises:
         ValueError: There is no such operator; the message suggests the nearest name.
+        ImportError: The plug-in of this name cannot be loaded.
     """
     if not isinstance(name, str):
         raise TypeError(f"name must be an operator's name, got {args.show(name)}")
@@ -78,7 +79,12 @@ def card(name: str) -> Card:
     if name in _plugins():
         point = _plugins()[name]
         before = dict(_cards)
-        loaded = point.load()
+        try:
+            loaded = point.load()
+        except Exception as error:
+            raise ImportError(
+                f"operator {name!r} cannot be loaded from {point.value!r}: {error}"
+            ) from error
         if not isinstance(loaded, Card):
             raise TypeError(f"entry point {name!r} must point to a Card, got {args.show(loaded)}")
         if loaded.name not in before:
