@@ -38,7 +38,8 @@ def test_a_command_and_its_options_exist(command: str):
 @pytest.mark.parametrize("command", MAKE)
 def test_a_make_target_exists(command: str):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
-    assert {word for word in shlex.split(command, comments=True)[1:] if "=" not in word} <= set(targets)
+    words = shlex.split(command, comments=True)[1:]
+    assert {word for word in words if "=" not in word} <= set(targets)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
