@@ -66,6 +66,21 @@ def test_sizes_of_transposed_layers_are_torchs(arguments: dict[str, Any]):
     torch.testing.assert_close(naive_convolution(x, plain.weight, plain.bias, geometry), expected)
 
 
+@pytest.mark.parametrize(("mode", "limit"), [("reflect", 4), ("circular", 5), ("replicate", 99)])
+def test_borders_can_be_padded_as_far_as_torch_pads_them(mode: str, limit: int):
+    def layer(padding: int) -> Any:
+        return oc.create("weighted", 1, 1, 1, padding=padding, padding_mode=mode, dim=1)
+
+    x = torch.randn(1, 1, 5)
+    assert layer(limit)(x).shape == (1, 1, 5 + 2 * limit)
+    if limit < 99:
+        with pytest.raises(RuntimeError):
+            layer(limit + 1).fold()(x)
+        message = f"size 5 on axis 0 allows padding up to {limit}, got padding {limit + 1}"
+        with pytest.raises(ValueError, match=message):
+            layer(limit + 1)(x)
+
+
 class _Smallest(ConvLayer):
     """The least that a convolution of one's own must write."""
 
@@ -201,6 +216,12 @@ def test_a_larger_extent_keeps_the_output_grid(
     assert not layer.training
     assert not any(p.requires_grad for p in layer.parameters())
     assert next(layer.parameters()).dtype == torch.float64
+
+
+def test_the_new_layer_is_where_the_old_one_is():
+    conv = nn.Conv2d(2, 3, 3, device="meta", dtype=torch.bfloat16)
+    layer = oc.nn.WeightedConv2d.from_conv(conv, extent=5)
+    assert {(p.device.type, p.dtype) for p in layer.parameters()} == {("meta", torch.bfloat16)}
 
 
 def test_an_extent_per_axis_grows_each_axis_by_its_own():

@@ -34,6 +34,7 @@ def test_every_trained_parameter_appears_once():
     shared = nn.Linear(2, 2)
     model = nn.ModuleList([shared, shared, nn.Linear(2, 2), oc.create("dcls", 2, 2, 3)])
     model[2].weight.requires_grad_(False)
+    model[2].bias = shared.bias
     groups = oc.param_groups(model, lr=1)
     listed = [id(p) for group in groups for p in group["params"]]
     assert len(listed) == len(set(listed))

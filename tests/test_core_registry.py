@@ -65,7 +65,7 @@ def flops(layer, shape):
     return forward + layer.raw.numel(), backward + layer.raw.numel()
 
 
-card = Card(
+CARD = Card(
     name="NAME",
     classes={1: ScaledConv1d, 2: ScaledConv2d},
     equation="y = f conv(x, w) + b",
@@ -77,6 +77,16 @@ card = Card(
     preserves_function=True,
 )
 '''
+REGISTERED = (
+    PLUGIN
+    + """
+
+@oc.register
+def card():
+    return CARD
+"""
+)
+UNREGISTERED = PLUGIN + "card = CARD"
 
 
 def _install(folder: Path, package: str, points: dict[str, str], modules: dict[str, str]) -> None:
@@ -104,7 +114,7 @@ def _python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_operator_of_another_package_is_created_listed_and_tested(tmp_path: Path):
-    _install(tmp_path, "my-ops", {"scaled": "my_ops:card"}, {"my_ops": PLUGIN})
+    _install(tmp_path, "my-ops", {"scaled": "my_ops:card"}, {"my_ops": REGISTERED})
     code = """
 import json, sys
 import omniconv as oc, omniconv.testing
@@ -123,7 +133,7 @@ print(json.dumps({
     "lazy": lazy,
     "layer": repr(layer),
     "dims": [oc.list_operators("*:scaled", dim=dim) for dim in (1, 2, 3)],
-    "plain": "scaled" in oc.list_operators(),
+    "plain": "NAME" in oc.list_operators(),
     "card": oc.card("my-ops:scaled").name,
     "tested": len({case.property for case in tested}),
     "case": str(tested[0]),
@@ -145,9 +155,8 @@ print(json.dumps({
 
 
 def test_a_plug_in_never_takes_the_place_of_an_operator(tmp_path: Path):
-    _install(
-        tmp_path, "copy-cat", {"weighted": "cat:card"}, {"cat": PLUGIN.replace("NAME", "weighted")}
-    )
+    text = UNREGISTERED.replace("NAME", "weighted")
+    _install(tmp_path, "copy-cat", {"weighted": "cat:card"}, {"cat": text})
     code = """
 import omniconv as oc
 print(oc.card("copy-cat:weighted").classes[2].__name__, oc.card("weighted").classes[2].__name__)

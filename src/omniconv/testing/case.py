@@ -83,8 +83,9 @@ class Case:
 def cases(operator: str | Card, tier: int = 2) -> Iterator[Case]:
     """The matrix of one operator.
 
-    Tier 1 has every variant, number of axes and transposed form. Tier 2 adds the slower properties
-    in one form, tier 3 the same in every form, and the slowest.
+    Tier 1 has every form: variant, number of axes, transposed or not. Tier 2 adds the slower
+    properties in one form. Tier 3 has these, and the slowest, with default arguments over every
+    number of axes, and in that one form for every other variant.
 
     Args:
         operator: Its name or its card.
@@ -101,12 +102,13 @@ def cases(operator: str | Card, tier: int = 2) -> Iterator[Case]:
     for variant in known.variants:
         for transposed, table in ((False, known.classes), (True, known.transposed)):
             for dim in sorted(table):
-                one = (variant, dim, transposed) == ("default", first, False)
+                # the tier from which on the slower properties run in this form
+                plain, typical = variant == "default", (dim, transposed) == (first, False)
+                slower = 2 if plain and typical else 3 if plain or typical else 4
                 for found in PROPERTIES.values():
-                    wanted = found.tier <= tier and (found.tier == 1 or one or tier == 3)
                     if found.roles and known.role not in found.roles:
                         continue
-                    if wanted and (found.tier < 3 or variant == "default"):
+                    if found.tier <= tier and (found.tier == 1 or slower <= tier):
                         yield Case(name, variant, dim, transposed, found.name, found.tier, known)
 
 

@@ -97,7 +97,7 @@ def _transposed(build: _Builder) -> dict[str, Sample]:
             stride=(2, 1, 2),
             dilation=(2, 3, 1),
             padding=(2, 1, 0),
-            output_padding=(1, 2, 1),
+            output_padding=(1, 0, 1),
             groups=2,
             bias=False,
         ),

@@ -39,7 +39,7 @@ def gradcheck(subject: Subject, sample: Sample) -> None:
     require(torch_gradcheck(call, arguments, fast_mode=True), "gradcheck failed")
 
 
-@asserts(2, on=DERIVED)
+@asserts(2, on=("basic", "everything"))
 def gradcheck_full(subject: Subject, sample: Sample) -> None:
     """Gradients equal finite differences, entry by entry."""
     call, arguments = _function(subject, sample)
