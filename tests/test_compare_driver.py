@@ -7,6 +7,7 @@ import io
 import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -169,7 +170,6 @@ def test_a_worker_reports_an_exception_in_one_line():
     (event,) = worker.run("trial", {"point": {"threads": "many"}}, 1)
     assert event["event"] == "failed"
     assert event["reason"].startswith("RuntimeError: set_num_threads expects")
-    assert "died" not in event
 
 
 @pytest.mark.parametrize(
@@ -371,6 +371,41 @@ def test_a_full_disk_is_one_sentence(done, plan, monkeypatch):
         compare.run(plan, done[0], progress=False)
 
 
+def test_an_interrupted_trial_leaves_its_checkpoint_and_an_ended_one_does_not(
+    plan, tmp_path, monkeypatch
+):
+    prepared = prepare(compare.parse(plan.to_json() | {"rows": ["conv"], "seeds": 1}))
+    work = tmp_path / "checkpoints"
+    endings: list[dict | None] = [None, {"event": "failed", "reason": "why"}]
+
+    def run(name, job, threads):
+        if name == "cost":
+            yield {"event": "end", "rows": [{}]}
+            return
+        assert Path(job["data"]).exists()
+        (work / f".{Path(job['checkpoint']).name}.123").touch()  # killed while it wrote
+        Path(job["checkpoint"]).touch()
+        end = endings.pop(0)
+        if end is None:
+            raise KeyboardInterrupt
+        yield end
+
+    monkeypatch.setattr(worker, "run", run)
+    with Store(tmp_path) as store:
+        with pytest.raises(KeyboardInterrupt):
+            list(driver.drive(prepared, store, tmp_path))
+        (id,) = trial_ids(prepared).values()
+        assert store.trial(id).status == "running"
+        assert {path.name for path in work.iterdir()} == {"data.pt", f"{id}.pt", f".{id}.pt.123"}
+        for event in driver.drive(prepared, store, tmp_path):
+            if event.kind == "begin":
+                assert {path.name for path in work.iterdir()} == {"data.pt", f"{id}.pt"}
+            if event.kind == "end":
+                assert not (work / f"{id}.pt").exists()
+        assert store.trial(id).status == "failed"
+    assert not work.exists()
+
+
 def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, monkeypatch):
     prepared = prepare(plan)
     skips = []
@@ -381,7 +416,7 @@ def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, mo
             if row not in job["skip"]:
                 yield {"event": "row", "row": row}
                 if row == 1:
-                    yield {"event": "failed", "reason": "killed", "died": True}
+                    yield {"event": "failed", "reason": "killed"}
                     return
         yield {"event": "times"}
         yield {"event": "end", "rows": [{"step_ms": 1}, {"reason": "killed"}, {"step_ms": 2}]}
@@ -391,7 +426,7 @@ def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, mo
             raise AssertionError("kept what was not complete")
 
     monkeypatch.setattr(worker, "run", run)
-    *_, last = driver._costs(prepared, NoStore(), "id", comparison.Path("data"))
+    *_, last = driver._costs(prepared, NoStore(), "id", Path("data"))
     assert skips == [{}, {1: "killed"}]
     assert last.record["rows"][1] == {"reason": "killed"}
 
@@ -400,8 +435,8 @@ def test_a_death_while_the_clocks_run_is_no_rows_fault(plan, monkeypatch):
     def run(name, job, threads):
         yield {"event": "row", "row": 0}
         yield {"event": "times"}
-        yield {"event": "failed", "reason": "killed", "died": True}
+        yield {"event": "failed", "reason": "killed"}
 
     monkeypatch.setattr(worker, "run", run)
-    *_, last = driver._costs(prepare(plan), None, "id", comparison.Path("data"))
+    *_, last = driver._costs(prepare(plan), None, "id", Path("data"))
     assert last.record["rows"] == [{"reason": "killed"}] * 3

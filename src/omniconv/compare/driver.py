@@ -116,10 +116,8 @@ def _trial(
                 store.add_epoch(id, record)
             if kind in ("end", "failed"):
                 record = {"status": "failed", **record}
-                died = record.pop("died", False)
                 store.end(id, **record)
-                if not died:
-                    checkpoint.unlink(missing_ok=True)  # one that died goes on behind it next time
+                checkpoint.unlink(missing_ok=True)
                 kind = "end"
             yield Event(kind, row, seed, record)
 
@@ -138,7 +136,7 @@ def _costs(prepared: Prepared, store: Store, id: str, data: Path) -> Generator[E
                     yield Event("cost", current)
                 elif event["event"] == "end":
                     rows = event["rows"]
-                elif current is None:
+                elif current is None or current in skipped:
                     rows = [{"reason": event["reason"]} for _ in prepared.plan.rows]
                 else:
                     skipped[current] = event["reason"]

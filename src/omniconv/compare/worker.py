@@ -26,10 +26,7 @@ from omniconv.compare.refused import one_line
 __all__ = ["Event", "Report", "allocator", "run", "serve"]
 
 Event = dict[str, Any]
-"""Has ``event``: names of the job's own, and at last ``end`` or ``failed`` (with ``reason``).
-
-``died`` is there where the process came to an end without a word.
-"""
+"""Has ``event``: names of the job's own, and at last ``end`` or ``failed`` (with ``reason``)."""
 
 Report = Callable[[Event], None]
 
@@ -109,7 +106,7 @@ def _converse(
     code = worker.wait()
     errors.seek(0)
     said = errors.read().decode("utf-8", "replace").strip().splitlines()
-    yield {"event": "failed", "reason": _death(code, said[-1] if said else ""), "died": True}
+    yield {"event": "failed", "reason": _death(code, said[-1] if said else "")}
 
 
 def _death(code: int, last_words: str) -> str:
