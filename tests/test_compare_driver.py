@@ -147,6 +147,17 @@ def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monk
         assert ids().isdisjoint(base)
 
 
+def test_costs_depend_on_the_networks_and_not_on_how_long_they_are_trained(plan):
+    def id(**changes):
+        return driver.cost_id(prepare(compare.parse(plan.to_json() | changes)))
+
+    for change in ({"seeds": 5}, {"epochs": 9}, {"optimizer": {"momentum": 0.1}}, {"margin": 1}):
+        assert id(**change) == id()
+    assert id(rows=["conv(lr=3)", "weighted(lr=2)", "conv(lr=1)"]) == id()
+    for change in ({"batch_size": 3}, {"threads": 2}, {"width": 5}, {"rows": ["conv"]}):
+        assert id(**change) != id()
+
+
 def test_a_worker_is_pinned_and_apart_from_the_terminal(monkeypatch):
     started = {}
 
