@@ -112,6 +112,20 @@ def test_a_row_that_raises_or_took_a_process_down_does_not_keep_the_others(measu
     assert weighted == {"reason": "RuntimeError: two lines"}
 
 
+def test_latencies_are_of_one_image_and_of_a_batch(measured, monkeypatch):
+    _, _, job, _ = measured
+    sizes = []
+
+    def spy(models, images, repeats):
+        sizes.append(len(images))
+        return time_latencies(models, images, repeats=repeats)
+
+    time_latencies = cost.time_latencies
+    monkeypatch.setattr(cost, "time_latencies", spy)
+    cost.work(job | {"points": job["points"][:1]}, lambda event: None)
+    assert sizes == [1, 1, 10, 10]  # each once to see how long it takes
+
+
 def test_nothing_at_all_is_measured_where_every_row_fails(measured):
     _, _, job, _ = measured
     events: list[worker.Event] = []

@@ -174,6 +174,7 @@ def test_a_worker_is_pinned_and_apart_from_the_terminal(monkeypatch):
     environment = started["env"]
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
     assert "mmap_threshold=8589934592" in environment["GLIBC_TUNABLES"]
+    assert (environment["GOMP_SPINCOUNT"], environment["PYTHONHASHSEED"]) == ("30000", "0")
     assert started["start_new_session"] is True
 
 
@@ -443,7 +444,10 @@ def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, mo
 
 
 def test_a_death_while_the_clocks_run_is_no_rows_fault(plan, monkeypatch):
+    starts = []
+
     def run(name, job, threads):
+        starts.append(job["skip"])
         yield {"event": "row", "row": 0}
         yield {"event": "times"}
         yield {"event": "failed", "reason": "killed"}
@@ -451,3 +455,4 @@ def test_a_death_while_the_clocks_run_is_no_rows_fault(plan, monkeypatch):
     monkeypatch.setattr(worker, "run", run)
     *_, last = driver._costs(prepare(plan), None, "id", Path("data"))
     assert last.record["rows"] == [{"reason": "killed"}] * 3
+    assert starts == [{}]
