@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from omniconv.compare.report import LIMIT, to_csv, write_report
-from omniconv.compare.report_data import SLUGS, read
-from omniconv.compare.report_text import headline, quantity, ratio, significant
-from omniconv.compare.svg import Scale, focus
-from omniconv.compare.svg_figures import frontier, thinned
-from omniconv.compare.svg_kernels import data_uri, pictures
-from omniconv.compare.svg_labels import Box, place
+from omniconv.compare.report.data import SLUGS, read
+from omniconv.compare.report.figures import frontier, thinned
+from omniconv.compare.report.kernels import data_uri, pictures
+from omniconv.compare.report.labels import Box, place
+from omniconv.compare.report.svg import Scale, focus
+from omniconv.compare.report.words import headline, quantity, ratio, significant
 from report_results import make_results
 
 NASTY = (

@@ -1,0 +1,115 @@
+"""The report of `omniconv compare`: one self-contained HTML file, and the trials as CSV.
+
+The page loads nothing: styles and script are inlined and allowed by their hashes alone, pictures
+are inline SVG or data URIs, and every value of the results is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from . import words
+from .data import COSTS, Comparison, read
+from .svg import mark, picture
+from .views import view
+
+LIMIT = 1_000_000
+"""The largest size of a report in bytes."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(results: Mapping[str, Any], path: str | Path) -> None:
+    """Write the report of `results` (the content of results.json) to `path`.
+
+    Long runs lose detail (points of curves, kernel pictures) until the file has at most 1 MB.
+
+    Raises:
+        ValueError: `results` is not of schema 1.
+        OSError: `path` cannot be written; a file already there is left as it was.
+    """
+    page = read(results)
+    html = ""
+    for detail in (1.0, 0.5, 0.25, 0.1, 0.0):
+        html = _render(page, detail)
+        if len(html.encode()) <= LIMIT:
+            break
+    _replace(Path(path), html)
+
+
+def to_csv(results: Mapping[str, Any], path: str | Path) -> None:
+    """Write one line per trial to `path`, with the costs of its row.
+
+    Text that a spreadsheet would take for a formula is preceded by an apostrophe.
+
+    Raises:
+        ValueError: `results` is not of schema 1.
+        OSError: `path` cannot be written; a file already there is left as it was.
+    """
+    own = ("seed", "status", "score", "validation", "seconds", "reason", "id")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["row", "verdict", *own, *COSTS])
+    for row in read(results).rows:
+        for trial in row.trials:
+            values = [row.label, row.verdict, *(getattr(trial, name) for name in own)]
+            table.writerow([_cell(value) for value in (*values, *row.cost.values())])
+    _replace(Path(path), text.getvalue())
+
+
+def _cell(value: Any) -> Any:
+    risky = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t"))
+    if risky:
+        return f"'{value}"
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write aside, then rename: `path` is the old file or the whole new one."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8", newline="\n")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
+
+
+def _render(page: Comparison, detail: float) -> str:
+    style, script = ((_TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    return _template().render(
+        page=page,
+        words=words,
+        places=words.decimals(page.metric),
+        style=style,
+        script=script,
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+        glyph=lambda slug: picture(12, 12, "", mark(slug, 6, 6, 4), class_="glyph"),
+        **view(page, detail),
+    )
+
+
+def _hash(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
