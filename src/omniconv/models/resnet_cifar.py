@@ -12,6 +12,8 @@ Cost at width 16 and 3x32x32: ResNet-20 has 269,722 parameters and 40.6 M multip
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -81,6 +83,10 @@ class ResNet(nn.Module):
         TypeError: A number is not an int.
     """
 
+    task: ClassVar[str] = "classify"
+    body: ClassVar[tuple[str, ...]] = ("layer*",)
+    """The convolutions that an operator replaces: those of the blocks, all but the first one."""
+
     def __init__(
         self, depth: int, *, in_channels: int = 3, classes: int = 10, width: int = 16
     ) -> None:
@@ -105,11 +111,14 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
+    def features(self, x: Tensor) -> Tensor:
+        """The map before the mean over space: ``(B, 4 width, ceil(H / 4), ceil(W / 4))``."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, classes)`` of the images ``(B, in_channels, H, W)``."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+        return self.linear(self.features(x).mean((2, 3)))
 
 
 def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
