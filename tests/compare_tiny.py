@@ -85,7 +85,9 @@ def tiny(data: str, **changes: Any) -> dict[str, Any]:
         "width": 4,
         "rows": ["conv", "weighted"],
         "seeds": 2,
-        "epochs": 2,
+        "frontier": None,
+        "tuning": None,
+        "budget": "2epochs",
         "batch_size": 16,
         "threads": 1,
     }

@@ -21,9 +21,9 @@ def measured(tmp_path_factory):
     """The cost job of five rows, run here and now: (its events, the plan)."""
     folder = tmp_path_factory.mktemp("cost")
     prepared = prepare(parse(tiny(write_idx(folder), rows=ROWS, batch_size=10)))
-    whole.save_dataset(folder / "data.pt", prepared.dataset)
+    whole.save_data(folder / "data.pt", "classify", prepared.dataset)
     job = {
-        "points": prepared.plan.points(),
+        "points": [prepared.plan.point(row) for row in prepared.plan.rows],
         "batch": 10,
         "threads": 1,
         "data": str(folder / "data.pt"),
@@ -80,12 +80,13 @@ def test_what_folds_is_said_and_times_and_memory_are_plausible(measured):
 
 def test_ratios_are_to_the_first_row(measured):
     rows = measured[0][-1]["rows"]
-    for index, row in enumerate(rows):
-        ratio = _cost(rows, index)["ratio"]
+    for row in rows:
+        ratio = _cost(row, rows[0])["ratio"]
         assert ratio == {name: row[name] / rows[0][name] for name in cost.RATIOS}
-    assert _cost([{"reason": "x"}, rows[1]], 0) is None
-    assert set(_cost([{"reason": "x"}, rows[1]], 1)["ratio"].values()) == {None}
-    assert _cost([], 0) is None
+    assert _cost({"reason": "x"}, rows[0]) is None
+    assert _cost(None, rows[0]) is None
+    for first in ({"reason": "x"}, None):
+        assert set(_cost(rows[1], first)["ratio"].values()) == {None}
 
 
 def test_a_row_that_raises_or_took_a_process_down_does_not_keep_the_others(measured, monkeypatch):

@@ -7,25 +7,39 @@ import io
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import omniconv.compare as compare
 from compare_tiny import tiny, write_idx
 from omniconv.compare import comparison, driver, identity, progress, results, worker
-from omniconv.compare.driver import Event, trial_ids
+from omniconv.compare.driver import Event
 from omniconv.compare.prepare import prepare
+from omniconv.compare.schedule import Progress, Schedule
 from omniconv.compare.store import Store
 from omniconv.compare.tally import Tally
-from omniconv.tasks.classify import Metric
+from omniconv.tasks.metric import Metric
 
 ROWS = ["conv", "weighted", "conv(lr=1e6)"]
 
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    return compare.parse(tiny(write_idx(tmp_path_factory.mktemp("data")), rows=ROWS, epochs=1))
+    return compare.parse(
+        tiny(write_idx(tmp_path_factory.mktemp("data")), rows=ROWS, budget="1epoch")
+    )
+
+
+def _scheduled(plan):
+    return Schedule(prepare(plan), lambda id: None)
+
+
+def _jobs(plan):
+    """(row index, seed) -> the trial."""
+    return {(job.row, job.seed): job for job in _scheduled(plan).jobs()}
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +62,20 @@ def test_every_trial_and_every_cost_is_there(done, plan):
     for row in (plain, weighted):
         assert [t["status"] for t in row["trials"]] == ["done"] * 2
         for t in row["trials"]:
-            assert [epoch["epoch"] for epoch in t["epochs"]] == [1]
-            assert t["validation_score"] == t["epochs"][-1]["validation_score"]
-            assert t["seconds"] == t["epochs"][0]["seconds"] > 0
+            assert [leg["at"] for leg in t["curve"]] == [1]
+            assert t["validation_score"] == t["curve"][-1]["validation_score"]
+            assert t["seconds"] == t["curve"][0]["seconds"] > 0
         assert row["score"]["mean"] == sum(t["score"] for t in row["trials"]) / 2
     assert [t["status"] for t in wild["trials"]] == ["diverged"] * 2
     assert wild["score"]["mean"] == found["metric"]["chance"] == 100 / 3
     assert [row["verdict"] for row in found["rows"]] == ["baseline", *["too few seeds"] * 2]
     assert weighted["swap"][0]["after"].startswith("WeightedConv2d")
-    assert len(weighted["kernels"][0]["kernels"]) == 4
+    shown = weighted["pictures"]
+    assert len(shown["kernels"][0]["kernels"]) == 4
+    assert 0 < shown["receptive_field"]["area"] <= 1
+    assert [len(shown["receptive_field"][key]) for key in ("map",)] == [8]
+    assert [len(entry["map"]) for entry in shown["attention"]] == [8] * 4
+    assert {entry["label"] for entry in shown["attention"]} <= {"0", "1", "2"}
 
 
 def test_the_files_are_whole_and_say_the_same(done):
@@ -96,7 +115,7 @@ def test_another_plan_takes_over_the_trials_that_it_shares(done, plan, monkeypat
     out, _, found = done
     asked = []
 
-    def no_worker(name, job, threads):
+    def no_worker(name, job, threads, time_limit):
         asked.append((name, job.get("seed")))
         yield {"event": "failed", "reason": "not here"}
 
@@ -113,7 +132,7 @@ def test_another_plan_takes_over_the_trials_that_it_shares(done, plan, monkeypat
 
 def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monkeypatch, tmp_path):
     def ids(**changes):
-        return set(trial_ids(prepare(compare.parse(plan.to_json() | changes))).values())
+        return {job.id for job in _jobs(compare.parse(plan.to_json() | changes)).values()}
 
     base = ids()
     assert ids() == base
@@ -123,7 +142,7 @@ def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monk
     assert ids(seeds=[0]) < base
     assert len(ids(rows=["conv", "weighted(lr=0.123)"]) & base) == 2
     for change in (
-        {"epochs": 2},
+        {"budget": "2epochs"},
         {"batch_size": 17},
         {"width": 5},
         {"threads": 2},
@@ -147,11 +166,23 @@ def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monk
         assert ids().isdisjoint(base)
 
 
+def _settled(plan):
+    """A schedule whose jobs have all been asked for."""
+    schedule = _scheduled(plan)
+    list(schedule.jobs())
+    return schedule
+
+
 def test_costs_depend_on_the_networks_and_not_on_how_long_they_are_trained(plan):
     def id(**changes):
-        return driver.cost_id(prepare(compare.parse(plan.to_json() | changes)))
+        return driver.cost_id(_settled(compare.parse(plan.to_json() | changes)))
 
-    for change in ({"seeds": 5}, {"epochs": 9}, {"optimizer": {"momentum": 0.1}}, {"margin": 1}):
+    for change in (
+        {"seeds": 5},
+        {"budget": "9epochs"},
+        {"optimizer": {"momentum": 0.1}},
+        {"margin": 1},
+    ):
         assert id(**change) == id()
     assert id(rows=["conv(lr=3)", "weighted(lr=2)", "conv(lr=1)"]) == id()
     for change in ({"batch_size": 3}, {"threads": 2}, {"width": 5}, {"rows": ["conv"]}):
@@ -198,11 +229,18 @@ def test_the_death_of_a_worker_has_its_reason(code, reason):
 
 
 def _row(*trials):
-    return {"trials": [dict(zip(("seed", "status", "score"), t, strict=True)) for t in trials]}
+    found = [dict(zip(("seed", "status", "score"), t, strict=True)) for t in trials]
+    return {"trials": found, "cost": None, "plain": False, "label": "row"}
+
+
+def _judge(rows):
+    """Judge rows that are all kept."""
+    kept = [Progress(None) for _ in rows]
+    prepared = SimpleNamespace(metric=Metric("accuracy", "%", True, 10.0, 0.5))
+    results._judge(rows, kept, prepared)
 
 
 def test_rows_are_judged_over_the_seeds_that_they_share():
-    metric = Metric("accuracy", "%", True, 10.0, 0.5)
     draws = (0.0, 0.1, -0.1, 0.05, -0.05)
     base = [(seed, "done", 90 + 3 * d) for seed, d in enumerate(draws)]
     rows = [
@@ -214,7 +252,7 @@ def test_rows_are_judged_over_the_seeds_that_they_share():
         _row(*base[:4], (4, "failed", None)),
         _row(*((seed, "failed", None) for seed in range(5))),
     ]
-    results._judge(rows, metric)
+    _judge(rows)
     assert [row["verdict"] for row in rows] == [
         "baseline",
         "gain",
@@ -236,9 +274,8 @@ def test_rows_are_judged_over_the_seeds_that_they_share():
 
 
 def test_without_a_baseline_nothing_is_judged():
-    metric = Metric("accuracy", "%", True, 10.0, 0.5)
     rows = [_row((0, "failed", None)), _row((0, "done", 50.0))]
-    results._judge(rows, metric)
+    _judge(rows)
     assert [row["verdict"] for row in rows] == ["failed", "too few seeds"]
     assert rows[1]["difference"] is None
 
@@ -254,47 +291,50 @@ def clock():
     return Clock()
 
 
-def _events(clock):
-    """The events of two rows and two seeds, 4 s a trial, 10 s the costs."""
+def _events(clock, plan):
+    """The events of the first two rows and two seeds, 6 s a trial, 10 s the costs."""
+    jobs = _jobs(plan)
     for seed in (0, 1):
         for row in (0, 1):
-            yield Event("begin", row, seed)
-            clock.now += 2
-            yield Event("step", row, seed, {"done": 0.5})
-            clock.now += 2
-            yield Event("epoch", row, seed, {"epoch": 2})
-            yield Event("end", row, seed, {"status": "done", "score": 90.0 + seed})
+            job = jobs[row, seed]
+            yield Event("begin", row, job)
+            clock.now += 3
+            yield Event("step", row, job, {"done": 0.5})
+            clock.now += 3
+            yield Event("leg", row, job, {"at": 1})
+            yield Event("end", row, job, {"status": "done", "score": 90.0 + seed})
     yield Event("cost", 0)
     clock.now += 10
     yield Event("cost", 1)
     yield Event("costs", record={"rows": []})
 
 
-def test_the_time_left_falls_to_nothing(clock):
-    tally = Tally(compare.parse({"rows": ["conv", "weighted"], "seeds": 2}), clock)
+def test_the_time_left_falls_to_nothing(clock, plan):
+    plan = replace(plan, rows=plan.rows[:2])
+    tally = Tally(_scheduled(plan), clock)
     left, shares = [], []
-    for event in _events(clock):
+    for event in _events(clock, plan):
         tally.take(event)
         left.append(tally.left())
         shares.append((tally.share(0), tally.share(1)))
-    assert left[0] == 4 * 8 + 30  # before a trial has been seen
-    assert left[3] == 3 * 4 + 30
-    assert left[5] == 2 * 4 + 2 + 30
+    assert left[0] == 4 * (2 + 8) + 30  # before a trial has been seen
+    assert left[3] == 3 * 6 + 30
+    assert left[5] == 2 * 6 + 3 + 30
     assert left[-4] == 30
     assert left[-2:] == [20, 0]
     assert shares[1] == (0.25, 0.0)
     assert shares[5] == (0.5, 0.25)
     assert tally.scores == [[90.0, 91.0]] * 2
-    assert tally.done == tally.total == 4
+    assert len(tally.jobs) == tally.total == 4
 
 
 def test_plain_lines_where_there_is_no_terminal(plan, clock, monkeypatch):
-    prepared = prepare(plan)
+    jobs = _jobs(plan)
     stream = io.StringIO()
-    with progress.show(prepared, True, stream) as tell:
-        tell(Event("kept", 0, 0, {"status": "done", "score": 91.25}))
-        tell(Event("begin", 1, 0))
-        tell(Event("end", 1, 0, {"status": "failed", "reason": "KeyError: 'x'"}))
+    with progress.show(_scheduled(plan), True, stream) as tell:
+        tell(Event("kept", 0, jobs[0, 0], {"status": "done", "score": 91.25}))
+        tell(Event("begin", 1, jobs[1, 0]))
+        tell(Event("end", 1, jobs[1, 0], {"status": "failed", "reason": "KeyError: 'x'"}))
         tell(Event("cost", 0))
         tell(Event("cost", 1))
     first, second, third = stream.getvalue().splitlines()
@@ -309,8 +349,8 @@ def test_a_live_table_on_a_terminal(plan, clock):
             return True
 
     stream = Terminal()
-    with progress.show(prepare(plan), True, stream) as tell:
-        for event in _events(clock):
+    with progress.show(_scheduled(plan), True, stream) as tell:
+        for event in _events(clock, plan):
             tell(event)
     text = stream.getvalue()
     for part in ("conv(lr=1000000.0)", "90.5 ± 6.4", "2/2", "measuring costs"):
@@ -319,8 +359,8 @@ def test_a_live_table_on_a_terminal(plan, clock):
 
 def test_nothing_is_shown_where_nothing_is_wanted(plan):
     stream = io.StringIO()
-    with progress.show(prepare(plan), False, stream) as tell:
-        tell(Event("kept", 0, 0, {"status": "done", "score": 91.25}))
+    with progress.show(_scheduled(plan), False, stream) as tell:
+        tell(Event("kept", 0, _jobs(plan)[0, 0], {"status": "done", "score": 91.25}))
     assert stream.getvalue() == ""
 
 
@@ -340,6 +380,7 @@ def test_the_final_table(done):
         "%",
         "difference",
         "verdict",
+        "frontier",
         "parameters",
         "latency",
     ]
@@ -386,11 +427,12 @@ def test_a_full_disk_is_one_sentence(done, plan, monkeypatch):
 def test_an_interrupted_trial_leaves_its_checkpoint_and_an_ended_one_does_not(
     plan, tmp_path, monkeypatch
 ):
-    prepared = prepare(compare.parse(plan.to_json() | {"rows": ["conv"], "seeds": 1}))
+    plan = compare.parse(plan.to_json() | {"rows": ["conv"], "seeds": 1})
+    prepared = prepare(plan)
     work = tmp_path / "checkpoints"
     endings: list[dict | None] = [None, {"event": "failed", "reason": "why"}]
 
-    def run(name, job, threads):
+    def run(name, job, threads, time_limit):
         if name == "cost":
             yield {"event": "end", "rows": [{}]}
             return
@@ -405,11 +447,11 @@ def test_an_interrupted_trial_leaves_its_checkpoint_and_an_ended_one_does_not(
     monkeypatch.setattr(worker, "run", run)
     with Store(tmp_path) as store:
         with pytest.raises(KeyboardInterrupt):
-            list(driver.drive(prepared, store, tmp_path))
-        (id,) = trial_ids(prepared).values()
+            list(driver.drive(Schedule(prepared, store.trial), store, tmp_path))
+        (id,) = (job.id for job in _jobs(plan).values())
         assert store.trial(id).status == "running"
         assert {path.name for path in work.iterdir()} == {"data.pt", f"{id}.pt", f".{id}.pt.123"}
-        for event in driver.drive(prepared, store, tmp_path):
+        for event in driver.drive(Schedule(prepared, store.trial), store, tmp_path):
             if event.kind == "begin":
                 assert {path.name for path in work.iterdir()} == {"data.pt", f"{id}.pt"}
             if event.kind == "end":
@@ -419,10 +461,9 @@ def test_an_interrupted_trial_leaves_its_checkpoint_and_an_ended_one_does_not(
 
 
 def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, monkeypatch):
-    prepared = prepare(plan)
     skips = []
 
-    def run(name, job, threads):
+    def run(name, job, threads, time_limit):
         skips.append(dict(job["skip"]))
         for row in range(3):
             if row not in job["skip"]:
@@ -438,7 +479,7 @@ def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, mo
             raise AssertionError("kept what was not complete")
 
     monkeypatch.setattr(worker, "run", run)
-    *_, last = driver._costs(prepared, NoStore(), "id", Path("data"))
+    *_, last = driver._costs(_scheduled(plan), NoStore(), "id", "data")
     assert skips == [{}, {1: "killed"}]
     assert last.record["rows"][1] == {"reason": "killed"}
 
@@ -446,13 +487,13 @@ def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, mo
 def test_a_death_while_the_clocks_run_is_no_rows_fault(plan, monkeypatch):
     starts = []
 
-    def run(name, job, threads):
+    def run(name, job, threads, time_limit):
         starts.append(job["skip"])
         yield {"event": "row", "row": 0}
         yield {"event": "times"}
         yield {"event": "failed", "reason": "killed"}
 
     monkeypatch.setattr(worker, "run", run)
-    *_, last = driver._costs(prepare(plan), None, "id", Path("data"))
+    *_, last = driver._costs(_scheduled(plan), None, "id", "data")
     assert last.record["rows"] == [{"reason": "killed"}] * 3
     assert starts == [{}]

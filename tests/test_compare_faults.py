@@ -54,7 +54,7 @@ class Command:
             return 0
         db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
-            return db.execute("SELECT count(*) FROM epochs").fetchone()[0]
+            return db.execute("SELECT count(*) FROM legs").fetchone()[0]
         except sqlite3.Error:  # in the making
             return 0
         finally:
@@ -95,12 +95,12 @@ def _numbers(results: dict) -> list:
     """What must not depend on what happened on the way."""
     return [
         (
-            [row[key] for key in ("label", "score", "difference", "verdict", "kernels")],
+            [row[key] for key in ("label", "score", "difference", "verdict", "pictures")],
             [(trial["seed"], trial["status"], trial["score"]) for trial in row["trials"]],
             [
-                [epoch[key] for key in ("epoch", "train_loss", "validation_loss")]
+                [leg[key] for key in ("at", "train_loss", "validation_loss")]
                 for trial in row["trials"]
-                for epoch in trial["epochs"]
+                for leg in trial["curve"]
             ],
         )
         for row in results["rows"]
@@ -113,14 +113,14 @@ def _check_store(out: Path, trials: int, epochs: int) -> None:
         assert store.db.execute("PRAGMA foreign_key_check").fetchall() == []
         (done,) = store.db.execute("SELECT count(*) FROM trials WHERE status = 'done'").fetchone()
         assert done == trials
-        per_trial = store.db.execute("SELECT count(*), max(epoch) FROM epochs GROUP BY trial")
+        per_trial = store.db.execute("SELECT count(*), max(at) FROM legs GROUP BY trial")
         assert per_trial.fetchall() == [(epochs, epochs)] * trials
 
 
 def test_killed_at_ten_moments_a_comparison_ends_in_the_same_numbers(tmp_path):
     epochs, seeds = 6, 2
     data = write_idx(tmp_path / "data", train=2000)  # an epoch takes about 0.2 s
-    plan = tiny(data, epochs=epochs, seeds=seeds)
+    plan = tiny(data, budget=f"{epochs}epochs", seeds=seeds)
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
     undisturbed = Command(tmp_path / "undisturbed", plan)
@@ -166,7 +166,7 @@ def test_trials_that_raise_die_or_diverge_are_rows_and_the_rest_finish(tmp_path)
     site = tmp_path / "site"
     install_faulty(site)
     rows = ["conv", "faulty:raises", "faulty:dies", "conv(lr=1e6)", "weighted"]
-    plan = tiny(write_idx(tmp_path / "data"), rows=rows, seeds=1, epochs=1)
+    plan = tiny(write_idx(tmp_path / "data"), rows=rows, seeds=1, budget="1epoch")
     command = Command(tmp_path, plan, site)
     code, found = command.finish()
     assert code == 1
@@ -198,7 +198,7 @@ def test_trials_that_raise_die_or_diverge_are_rows_and_the_rest_finish(tmp_path)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_comparison_says_that_it_goes_on(tmp_path, number):
-    command = Command(tmp_path, tiny(write_idx(tmp_path / "data"), epochs=30, seeds=1))
+    command = Command(tmp_path, tiny(write_idx(tmp_path / "data"), budget="30epochs", seeds=1))
     process = command.start()
     (trial,) = _until(lambda: command.epochs() > 1 and _children(process.pid), "a trial")
     process.send_signal(number)
@@ -214,7 +214,7 @@ def test_an_interrupted_comparison_says_that_it_goes_on(tmp_path, number):
 
 
 def test_a_second_driver_is_refused_and_the_first_is_left_alone(tmp_path):
-    plan = tiny(write_idx(tmp_path / "data"), epochs=1, seeds=1, rows=["conv"])
+    plan = tiny(write_idx(tmp_path / "data"), budget="1epoch", seeds=1, rows=["conv"])
     command = Command(tmp_path, plan)
     with Store(command.out):
         assert command.start().wait(PATIENCE) == 2

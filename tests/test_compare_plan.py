@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ DEFAULT_ROWS = [
     "conv(width=1.5)",
     "weighted",
     "dcls(kernel_size=5, taps=9)",
-    "involution(kernel_size=3)",
+    "involution(group_channels=8, kernel_size=3)",
 ]
 
 
@@ -40,7 +41,7 @@ def test_the_shipped_plan_is_the_documented_one():
         "resnet8",
         16,
     )
-    assert (plan.where, plan.epochs, plan.seeds) == ("layer*", 2, (0, 1, 2, 3, 4))
+    assert (plan.where, str(plan.budget), plan.seeds) == ("body", "2epochs", (0, 1, 2, 3, 4))
     assert (plan.optimizer.name, plan.optimizer.schedule) == ("sgd", "cosine")
     assert plan.optimizer.weight_decay == 5e-4
 
@@ -95,20 +96,31 @@ def test_plans_that_mean_the_same_are_equal_and_hash_equally(data):
 
 def test_flags_replace_what_the_plan_file_says(tmp_path, data):
     path = tmp_path / "plan.yaml"
-    path.write_text("width: 8\nepochs: 7\noptimizer: {momentum: 0.5, weight_decay: 1e-3}\n")
+    path.write_text("width: 8\nbudget: 7epochs\noptimizer: {momentum: 0.5, weight_decay: 1e-3}\n")
     plan = plan_from_flags(
         plan=path, operators="weighted(lr=1e-2)", seeds="3,1", budget="3epochs", data=data
     )
-    assert (plan.width, plan.epochs, plan.seeds, plan.data) == (8, 3, (3, 1), data)
+    assert (plan.width, str(plan.budget), plan.seeds, plan.data) == (8, "3epochs", (3, 1), data)
     assert plan.optimizer.momentum == 0.5
     assert plan.optimizer.weight_decay == 1e-3
     assert plan.optimizer.schedule == "cosine"
     assert plan.rows[1].lr == 0.01
 
 
-@pytest.mark.parametrize(("budget", "epochs"), [("1epoch", 1), (" 20 epochs ", 20)])
-def test_a_budget_is_a_number_of_epochs(budget, epochs):
-    assert plan_from_flags(budget=budget).epochs == epochs
+@pytest.mark.parametrize(
+    ("task", "budget", "amount", "legs"),
+    [
+        ("classify", "1epoch", 1, (1,)),
+        ("classify", " 020 epochs ", 20, tuple(range(1, 21))),
+        ("denoise", "1000steps", 1000, tuple(range(100, 1001, 100))),
+        ("denoise", "3 steps", 3, (1, 2, 3)),
+        ("denoise", "25step", 25, (2, 5, 7, 10, 12, 15, 17, 20, 22, 25)),
+    ],
+)
+def test_a_budget_is_a_number_of_what_the_task_counts(task, budget, amount, legs):
+    found = plan_from_flags(task=task, budget=budget).budget
+    assert (found.amount, found.legs) == (amount, legs)
+    assert plan_from_flags(task=task, budget=str(found)).budget == found
 
 
 @pytest.mark.parametrize(
@@ -124,21 +136,45 @@ def test_the_plain_layer_is_the_first_row_and_labels_differ(rows, labels):
     assert [row.label for row in parse({"rows": rows}).rows] == labels
 
 
-def test_a_row_without_a_learning_rate_takes_the_tuned_one_of_its_nearest_relative():
+def test_a_row_of_the_shipped_plan_has_its_learning_rate_and_another_is_tuned():
     shipped = {row.label: row.lr for row in plan_from_flags().rows}
     rows = parse({"rows": [*DEFAULT_ROWS[1:], "dcls(taps=3)", "phc(n=2)"]}).rows
     found = {row.label: row.lr for row in rows}
+    assert None not in shipped.values()
     assert {label: found[label] for label in DEFAULT_ROWS} == shipped
-    assert found["dcls(taps=3)"] == shipped["dcls(kernel_size=5, taps=9)"]
-    assert found["phc(n=2)"] == shipped["conv"]
+    assert found["dcls(taps=3)"] is found["phc(n=2)"] is None
+    for other in ({"width": 8}, {"backbone": "resnet20"}, {"batch_size": 64}):
+        rows = parse({"rows": DEFAULT_ROWS, **other}).rows
+        assert {row.lr for row in rows} == {None}, other
 
 
-def test_the_points_hold_all_that_numbers_depend_on_and_no_path(data):
+def test_a_point_holds_all_that_numbers_depend_on_and_no_path(data):
     plan = parse(tiny(data))
-    first, second = plan.points()
-    assert {*first} == {*plan.to_json(), "row"} - {"rows", "data", "seeds", "margin", "limit_train"}
+    first, second = (plan.point(row) for row in plan.rows)
+    beside = {"data", "seeds", "margin", "limit_train", "rows", "frontier", "tuning", "screen"}
+    assert {*first} == ({*plan.to_json(), "row"} - beside) - {"time_limit"}
     assert {key for key in first if first[key] != second[key]} == {"row"}
-    assert list(plan.trials()) == [(0, 0), (1, 0), (0, 1), (1, 1)]
+
+
+def test_the_frontier_adds_plain_rows_where_they_are_missing(data):
+    rows = ["conv", "dcls(kernel_size=5)", "involution(kernel_size=7)", "conv(width=2)", "weighted"]
+    frontier = {"widths": [1, 0.75, 2], "extents": True, "depthwise": True}
+    prepared = prepare(parse(tiny(data, rows=rows, frontier=frontier)))
+    labels = [row.label for row in prepared.plan.rows]
+    assert labels[5:] == ["conv(width=0.75)", "conv(kernel_size=5)", "depthwise(kernel_size=7)"]
+    assert prepared.plan.rows[-1].pointwise is True
+    assert prepared.swaps[-1][0]["after"] == "Conv2d 4->4 7x7 + 1x1"
+    again = prepare(parse(prepared.plan.to_json()))
+    assert [row.label for row in again.plan.rows] == labels
+    assert len(prepare(parse(tiny(data, rows=rows))).plan.rows) == 5
+
+
+def test_what_a_store_keeps_of_a_plan_comes_back(data):
+    prepared = prepare(parse(tiny(data, rows=["dcls(kernel_size=5)"])))
+    found = prepared.from_json(json.loads(json.dumps(prepared.to_json())))
+    assert found.to_json() == prepared.to_json()
+    assert (found.plan, found.metric) == (prepared.plan, prepared.metric)
+    assert found.extents == prepared.extents == ({(3, 3)}, {(5, 5)})
 
 
 def test_preparing_tries_every_row_on_the_real_layers(data):
@@ -215,9 +251,16 @@ BAD_FLAGS = {
     "seeds text": (["--seeds", "many"], "seeds must be a number of seeds or a list"),
     "seeds twice": (["--seeds", "1,1"], "seeds must be different ones"),
     "seeds too many": (["--seeds", "1000000000"], "at most 1000"),
-    "budget": (["--budget", "5"], "budget must be epochs such as 2epochs, got '5'"),
-    "budget 0": (["--budget", "0epochs"], "budget must be epochs"),
-    "budget unit": (["--budget", "5minutes"], "budget must be epochs"),
+    "budget": (["--budget", "5"], "budget must be a text such as 2epochs, got '5'"),
+    "budget 0": (["--budget", "0epochs"], "budget must be a text such as 2epochs"),
+    "budget unit": (["--budget", "5minutes"], "budget must be a text such as 2epochs"),
+    "budget of another task": (["--budget", "5steps"], "this task counts epochs"),
+    "screen": (["--screen", "0"], "screen keep must be an int of at least 1"),
+    "task": (["--task", "segment"], "task must be one of 'classify', 'denoise'"),
+    "backbone of another task": (["--backbone", "dncnn9"], "backbone must be one for the task"),
+    "search": (["--operators", "dcls(search=3)"], "search must be left out but for weighted"),
+    "search and density": (["--operators", "weighted(search=3,density=1)"], "search must be left"),
+    "tuning seed": (["--seeds", "1000,1"], "tuning seed must be none of the seeds"),
     "backbone": (["--backbone", "resnet9"], "did you mean 'resnet8'?"),
     "width": (["--width", "0"], "width must be an int of at least 1"),
     "threads": (["--threads", "0"], "threads must be an int of at least 1"),
@@ -236,7 +279,7 @@ BAD_FILES = {
     "key twice": ("seeds: 1\nseeds: 2", "every key once, got 'seeds' twice"),
     "unknown key": ("sedes: 3", "did you mean 'seeds'?"),
     "number as key": ("1: 3", "no keys but"),
-    "task": ("task: segment", "task must be one of 'classify'"),
+    "task": ("task: [1]", "task must be one of 'classify'"),
     "data number": ("data: 3", "data must be text"),
     "where": ("where: nothing*", "selects none"),
     "where empty": ("where: ''", "where must be text"),
@@ -258,13 +301,25 @@ BAD_FILES = {
     "seeds float": ("seeds: 2.5", "seeds must be an int"),
     "seeds list empty": ("seeds: []", "seeds must be 1 to 1000"),
     "seed negative": ("seeds: [-1]", "seeds[0] must be an int of at least 0"),
-    "epochs": ("epochs: two", "epochs must be an int of at least 1"),
-    "epochs true": ("epochs: true", "epochs must be an int"),
+    "budget": ("budget: two", "budget must be a text such as 2epochs"),
+    "budget number": ("budget: 2", "budget must be a text such as 2epochs, got 2 (int)"),
+    "tuning": ("tuning: 3", "tuning must be a mapping"),
+    "tuning key": ("tuning: {factor: [1]}", "did you mean 'factors'?"),
+    "tuning factors": ("tuning: {factors: []}", "tuning factors must be a list of numbers"),
+    "tuning factor": ("tuning: {factors: [0]}", "tuning factors[0] must be a finite number"),
+    "tuning budget": ("tuning: {budget: 3steps}", "tuning budget must be a text such as 2epochs"),
+    "frontier": ("frontier: [1]", "frontier must be a mapping"),
+    "frontier widths": ("frontier: {widths: 2}", "frontier widths must be a list"),
+    "frontier width": ("frontier: {widths: [0]}", "frontier widths[0] must be a finite number"),
+    "frontier extents": ("frontier: {extents: 1}", "frontier extents must be True or False"),
+    "screen seed": ("screen: {seed: 2}", "screen seed must be none of the seeds"),
+    "time limit": ("time_limit: 0", "time_limit must be a finite number"),
+    "learning rate": ("optimizer: {lr: 0}", "optimizer lr must be a finite number"),
     "batch size": ("batch_size: 0", "batch_size must be an int of at least 1"),
     "optimizer": ("optimizer: sgd", "optimizer must be a mapping"),
     "optimizer key": ("optimizer: {momentun: 0.9}", "did you mean 'momentum'?"),
-    "optimizer name": ("optimizer: {name: adam}", "optimizer name must be one of 'sgd'"),
-    "momentum": ("optimizer: {momentum: 2}", "momentum must be a finite number in [0, 1]"),
+    "optimizer name": ("optimizer: {name: adan}", "optimizer name must be one of 'sgd', 'adam'"),
+    "momentum": ("optimizer: {momentum: 2}", "momentum must be a finite number in [0, 0.9999]"),
     "weight decay": ("optimizer: {weight_decay: -1e-3}", "weight_decay must be"),
     "schedule": ("optimizer: {schedule: step}", "schedule must be one of 'cosine'"),
     "limit_train": ("limit_train: 1", "limit_train"),
@@ -323,7 +378,7 @@ def test_a_plan_that_is_no_mapping_is_refused():
 def test_the_shipped_plan_file_is_plain_yaml():
     from omniconv.compare import plan_file
 
-    path = Path(plan_file.__file__).parent / "plans" / "default.yaml"
+    path = Path(plan_file.__file__).parent / "plans" / "classify.yaml"
     found = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert [row.split("(")[0] for row in found["rows"]] == [
         "conv",

@@ -9,8 +9,8 @@ import pytest
 from omniconv.compare import Refused
 from omniconv.compare.store import APPLICATION, Store
 
-EPOCH = {
-    "epoch": 1,
+LEG = {
+    "at": 1,
     "train_loss": 1.25,
     "validation_loss": 0.1 + 0.2,
     "validation_score": 96.0,
@@ -19,28 +19,28 @@ EPOCH = {
 
 
 def test_a_trial_is_kept_to_the_last_bit_over_reopening(tmp_path):
-    kernels = [{"layer": "a", "type": "Conv2d", "kernels": [[[0.1, -2.0]]]}]
+    pictures = {"kernels": [{"layer": "a", "type": "Conv2d", "kernels": [[[0.1, -2.0]]]}]}
     with Store(tmp_path / "new" / "folder") as store:
         store.begin("x", {"seed": 0})
-        store.add_epoch("x", EPOCH)
-        store.add_epoch("x", EPOCH | {"epoch": 2})
-        store.end("x", "done", score=200 / 3, kernels=kernels)
+        store.add_leg("x", LEG)
+        store.add_leg("x", LEG | {"at": 2})
+        store.end("x", "done", score=200 / 3, extras={"SSIM": 0.5}, pictures=pictures)
         assert store.trial("y") is None
     with Store(tmp_path / "new" / "folder") as store:
         trial = store.trial("x")
     assert trial is not None
     assert (trial.id, trial.status, trial.reason, trial.score) == ("x", "done", None, 200 / 3)
-    assert trial.kernels == kernels
-    assert trial.epochs == (EPOCH, EPOCH | {"epoch": 2})
+    assert (trial.extras, trial.pictures) == ({"SSIM": 0.5}, pictures)
+    assert trial.curve == (LEG, LEG | {"at": 2})
     assert trial.final
 
 
-def test_an_epoch_that_is_reported_again_replaces_the_first(tmp_path):
+def test_a_leg_that_is_reported_again_replaces_the_first(tmp_path):
     with Store(tmp_path) as store:
         store.begin("x", {})
-        store.add_epoch("x", EPOCH)
-        store.add_epoch("x", EPOCH | {"seconds": 3.0})
-        assert [epoch["seconds"] for epoch in store.trial("x").epochs] == [3.0]
+        store.add_leg("x", LEG)
+        store.add_leg("x", LEG | {"seconds": 3.0})
+        assert [leg["seconds"] for leg in store.trial("x").curve] == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -50,18 +50,18 @@ def test_a_failed_trial_may_run_again(tmp_path, status, final):
     with Store(tmp_path) as store:
         store.begin("x", {})
         assert not store.trial("x").final
-        store.add_epoch("x", EPOCH)
+        store.add_leg("x", LEG)
         store.end("x", status, reason="why")
         assert store.trial("x").final is final
         assert store.trial("x").reason == "why"
         store.begin("x", {})
         assert store.trial("x").reason is None
-        assert store.trial("x").epochs == (EPOCH,)
+        assert store.trial("x").curve == (LEG,)
 
 
-def test_an_epoch_belongs_to_a_trial(tmp_path):
+def test_a_leg_belongs_to_a_trial(tmp_path):
     with Store(tmp_path) as store, pytest.raises(sqlite3.IntegrityError):
-        store.add_epoch("x", EPOCH)
+        store.add_leg("x", LEG)
 
 
 def test_costs_are_kept_and_replaced(tmp_path):
@@ -71,6 +71,16 @@ def test_costs_are_kept_and_replaced(tmp_path):
         store.add_cost("c", [{"step_ms": 2.5}])
     with Store(tmp_path) as store:
         assert store.cost("c") == [{"step_ms": 2.5}]
+
+
+def test_the_last_plan_is_the_one_that_was_worked_on_last(tmp_path):
+    with Store(tmp_path) as store:
+        assert store.last_plan() is None
+        for content in ({"a": 1}, {"b": 2}, {"a": 1}):
+            store.add_plan(content)
+    with Store(tmp_path) as store:
+        assert store.last_plan() == {"a": 1}
+        assert store.db.execute("SELECT count(*) FROM plans").fetchone() == (2,)
 
 
 def test_commits_are_synchronous(tmp_path):

@@ -6,17 +6,19 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from compare_tiny import tiny, write_idx
-from omniconv.compare import network, parse, trial, whole
+from omniconv.compare import network, parse, pictures, trial, whole
+from omniconv.compare.optimizer import SGD, Adam
 from omniconv.compare.prepare import prepare
-from omniconv.compare.sgd import SGD
 from omniconv.models import build
 from omniconv.tasks import classify
+from omniconv.tasks.dataset import FACTS
 
 
 @pytest.fixture(autouse=True)
@@ -38,10 +40,12 @@ def make_job(tmp_path):
 
     def make(**changes):
         prepared = prepare(parse(tiny(write_idx(tmp_path), **changes)))
-        whole.save_dataset(tmp_path / "data.pt", prepared.dataset)
+        whole.save_data(tmp_path / "data.pt", "classify", prepared.dataset)
+        (*_, row) = prepared.plan.rows
         return {
-            "point": prepared.plan.points()[-1],
+            "point": prepared.plan.point(replace(row, lr=row.lr or 0.1)),
             "seed": 0,
+            "test": True,
             "data": str(tmp_path / "data.pt"),
             "checkpoint": str(tmp_path / "checkpoint.pt"),
         }
@@ -86,30 +90,68 @@ def test_sgd_is_torchs_to_the_last_bit(momentum):
         assert torch.equal(ours.bias, theirs.bias)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_adam_is_torchs(momentum):
+    torch.manual_seed(0)
+    ours, theirs = (nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    group = {"params": [*ours.parameters()], "lr": 0.01, "weight_decay": 0.1}
+    adam = Adam([group], momentum)
+    known = torch.optim.Adam(theirs.parameters(), 0.01, (momentum, 0.999), weight_decay=0.1)
+    for step in range(5):
+        known.param_groups[0]["lr"] = 0.01 * (1 - step / 5)
+        x = torch.randn(7, 5)
+        for model in (ours, theirs):
+            model(x).square().sum().backward()
+        adam.step(1 - step / 5)
+        known.step()
+        known.zero_grad()
+        for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_trial_that_tunes_never_sees_the_test_split(make_job, monkeypatch):
+    seen = []
+    batches = classify.batches
+
+    def spy(dataset, split, *arguments, **keywords):
+        seen.append(split)
+        return batches(dataset, split, *arguments, **keywords)
+
+    monkeypatch.setattr(classify, "batches", spy)
+    job = make_job(budget="1epoch")
+    assert _run(job | {"test": False})[-1] == {"event": "end", "status": "done"}
+    assert set(seen) == {"train", "validation"}
+    whole.Path(job["checkpoint"]).unlink()
+    _run(job)
+    assert "test" in seen
+
+
 def test_a_trial_is_the_loop_that_one_would_write(make_job):
     """The same numbers as a plain training loop with torch's optimiser."""
     job = make_job(rows=["conv(lr=0.2)"]) | {"seed": 3}
     events = _run(job)
-    dataset = whole.load_dataset(job["data"])
+    dataset = whole.load_data(job["data"])[1]
     torch.manual_seed(3)
     model = build("resnet8", in_channels=1, classes=3, width=4)
     order = torch.Generator().manual_seed(3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4)
-    seen, total = 0, 2 * dataset.sizes["train"]
+    count = dataset.sizes["train"]
+    steps = math.ceil(count / 16)
     for epoch in range(2):
         losses = []
-        for images, labels in classify.batches(dataset, "train", 16, generator=order):
-            done = seen / total
+        draw = classify.batches(dataset, "train", 16, generator=order)
+        for step, (images, labels) in enumerate(draw):
+            done = (epoch + step / steps) / 2
             optimizer.param_groups[0]["lr"] = 0.2 * 0.5 * (1 + math.cos(math.pi * done))
             loss = nn.functional.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item() * len(labels))
-            seen += len(labels)
         loss, score = classify.evaluate(model, dataset, "validation")
-        assert events[epoch]["epoch"] == epoch + 1
-        assert events[epoch]["train_loss"] == pytest.approx(sum(losses) / (total / 2), rel=1e-6)
+        assert events[epoch]["at"] == epoch + 1
+        assert events[epoch]["train_loss"] == pytest.approx(sum(losses) / count, rel=1e-6)
         assert events[epoch]["validation_loss"] == pytest.approx(loss, rel=1e-5)
         assert events[epoch]["validation_score"] == score
     assert events[2]["status"] == "done"
@@ -126,13 +168,13 @@ def test_a_trial_that_is_stopped_after_an_epoch_ends_in_the_same_numbers(
         return built
 
     monkeypatch.setattr(trial, "build", build_with_dropout)  # so that random numbers matter
-    job = make_job(rows=[row], epochs=3)
+    job = make_job(rows=[row], budget="3epochs")
     whole_run = _run(job)
     (tmp_path / "checkpoint.pt").unlink()
     for epoch in (1, 2):
 
         def stop(event, epoch=epoch):
-            if event["event"] == "epoch" and event["epoch"] == epoch:
+            if event["event"] == "leg" and event["at"] == epoch:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
@@ -154,7 +196,7 @@ def test_the_order_of_the_batches_depends_on_the_seed_alone(make_job, monkeypatc
     draw = classify.batches
     monkeypatch.setattr(classify, "batches", spy)
     for row, seed in (("conv", 0), ("weighted", 0), ("weighted", 1)):
-        job = make_job(rows=[row], epochs=1) | {"seed": seed}
+        job = make_job(rows=[row], budget="1epoch") | {"seed": seed}
         drawn.append([])
         _run(job)
         whole.Path(job["checkpoint"]).unlink()
@@ -166,14 +208,14 @@ def test_the_order_of_the_batches_depends_on_the_seed_alone(make_job, monkeypatc
 def test_constraints_hold_after_every_step(make_job, monkeypatch):
     constrained = []
     monkeypatch.setattr(trial, "constrain_", constrained.append)
-    _run(make_job(rows=["weighted"], epochs=2, batch_size=20))
+    _run(make_job(rows=["weighted"], budget="2epochs", batch_size=20))
     assert len(constrained) == 2 * 3
 
 
 def test_a_trial_in_double_precision(make_job):
-    job = make_job(rows=["weighted"], dtype="float64", epochs=1)
+    job = make_job(rows=["weighted"], dtype="float64", budget="1epoch")
     assert network.build(
-        job["point"], whole.load_dataset(job["data"])
+        job["point"], whole.load_data(job["data"])[1]
     ).model.linear.weight.dtype == (torch.float64)
     assert _run(job)[-1]["status"] == "done"
 
@@ -182,7 +224,7 @@ def test_a_loss_that_is_no_number_is_a_diverged_trial(make_job):
     *_, end = _run(make_job(rows=["weighted(lr=1e9)"]))
     assert (end["event"], end["status"]) == ("end", "diverged")
     assert "became" in end["reason"]
-    assert "in epoch 1" in end["reason"]
+    assert "before the end of epoch 1" in end["reason"]
 
 
 @pytest.mark.parametrize(("schedule", "factors"), [("constant", (1, 1)), ("cosine", (1, 0.5))])
@@ -193,9 +235,9 @@ def test_the_schedules(schedule, factors):
 
 def test_learned_kernels_are_those_that_are_applied(make_job):
     job = make_job(rows=["dcls(kernel_size=5, taps=4)"])
-    dataset = whole.load_dataset(job["data"])
+    dataset = whole.load_data(job["data"])[1]
     built = network.build(job["point"], dataset)
-    found = network.learned_kernels(built)
+    found = pictures.learned_kernels(built)
     assert [entry["layer"] for entry in found] == [
         "layer1.0.conv1",
         "layer2.0.conv1",
@@ -208,7 +250,7 @@ def test_learned_kernels_are_those_that_are_applied(make_job):
     assert found[0]["type"] == "DCLSConv2d"
     assert len(found[0]["kernels"]) == 4
     involution = network.build(make_job(rows=["involution"])["point"], dataset)
-    assert network.learned_kernels(involution)[0] == {
+    assert pictures.learned_kernels(involution)[0] == {
         "layer": "layer1.0.conv1",
         "type": "Involution2d",
         "kernels": None,
@@ -217,7 +259,7 @@ def test_learned_kernels_are_those_that_are_applied(make_job):
 
 def test_a_larger_plain_kernel_starts_as_the_backbones_own_layers_do(make_job):
     job = make_job(rows=["conv(kernel_size=7)"], width=32)
-    dataset = whole.load_dataset(job["data"])
+    dataset = whole.load_data(job["data"])[1]
     torch.manual_seed(0)
     larger = network.build(job["point"], dataset).model.layer3[0].conv2
     plain = build("resnet8", in_channels=1, classes=3, width=32).layer3[0].conv2
@@ -232,16 +274,16 @@ def test_a_larger_plain_kernel_starts_as_the_backbones_own_layers_do(make_job):
 )
 def test_a_resized_plain_layer_keeps_the_output_grid(padding, dilation, stride):
     conv = nn.Conv2d(2, 3, 3, padding=padding, dilation=dilation, stride=stride)
-    larger = network._Resized(7)(conv)
+    larger = network._Plain(7)(conv)
     x = torch.zeros(1, 2, 17, 16)
     assert larger(x).shape == conv(x).shape
     with pytest.raises(ValueError, match="kernel_size must differ from"):
-        network._Resized(4)(conv)
+        network._Plain(4)(conv)
 
 
 def test_a_plain_layer_without_padding_to_lose_cannot_shrink():
     with pytest.raises(ValueError, match="kernel_size must be at least"):
-        network._Resized(1)(nn.Conv2d(2, 3, 3))
+        network._Plain(1)(nn.Conv2d(2, 3, 3))
 
 
 def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job):
@@ -252,7 +294,7 @@ def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job):
         "trial.work(json.loads(sys.argv[1]), lambda event: None);"
         "print(json.dumps([time.process_time() - start, sorted(sys.modules)]))"
     )
-    job = make_job(rows=["weighted"], epochs=1)
+    job = make_job(rows=["weighted"], budget="1epoch")
     run = subprocess.run(
         [sys.executable, "-c", code, json.dumps(job)], capture_output=True, text=True, check=True
     )
@@ -261,7 +303,7 @@ def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job):
     driver_only = {"scipy", "rich", "jinja2", "yaml", "sympy", "torch._dynamo", "sqlite3", "typer"}
     assert driver_only.isdisjoint(modules)
     ours = {name.removeprefix("omniconv.compare.") for name in modules if "compare." in name}
-    needed = "grammar network plan_file refused rows sgd trial whole worker"
+    needed = "budget grammar network optimizer pictures refused rows trial whole worker"
     assert ours == set(needed.split())
 
 
@@ -284,7 +326,8 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 
 def test_a_dataset_comes_back_whole(tmp_path):
     dataset = classify.load(write_idx(tmp_path))
-    whole.save_dataset(tmp_path / "data.pt", dataset)
-    found = whole.load_dataset(tmp_path / "data.pt")
+    whole.save_data(tmp_path / "data.pt", "classify", dataset)
+    task, found = whole.load_data(tmp_path / "data.pt")
+    assert task is classify
     assert found.hash == dataset.hash
-    assert all(getattr(found, name) == getattr(dataset, name) for name in whole.FACTS)
+    assert all(getattr(found, name) == getattr(dataset, name) for name in FACTS)

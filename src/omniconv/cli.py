@@ -197,15 +197,24 @@ def compare(
     operators: Annotated[
         str | None, typer.Option(help="Rows: 'conv,conv(width=1.5),dcls(kernel_size=5,taps=9)'.")
     ] = None,
+    task: Annotated[str | None, typer.Option(help="classify or denoise.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Number of seeds, or a list '0,1,2'.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Length of training: '2epochs'.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Length of training: '2epochs', '1000steps' (denoise).")
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="mnist5k, cifar10:DIR, idx:DIR or folder:DIR."),
+        typer.Option(help="mnist5k, cifar10:DIR, idx:DIR, folder:DIR; to denoise: skimage, ..."),
     ] = None,
-    backbone: Annotated[str | None, typer.Option(help="resnet8, resnet20, ...")] = None,
+    backbone: Annotated[str | None, typer.Option(help="resnet8, vgg11, dncnn9, ...")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of every trial.")] = None,
+    frontier: Annotated[
+        bool, typer.Option(help="Add plain networks of other widths and kernel sizes.")
+    ] = True,
+    screen: Annotated[
+        int | None, typer.Option(help="One run of every operator first; so many go on.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Plan file (YAML).")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("omniconv-report"),
     as_json: AsJson = False,
@@ -215,7 +224,10 @@ def compare(
 
     chosen = plan_from_flags(
         plan=plan,
+        task=task,
         operators=operators,
+        frontier=frontier,
+        screen=screen,
         seeds=seeds,
         budget=budget,
         data=data,
@@ -226,6 +238,25 @@ def compare(
     code, results = run(chosen, out, progress=not as_json)
     if as_json:
         _print_json(results)
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    store: Annotated[Path, typer.Argument(help="Folder of a comparison.")] = Path(
+        "omniconv-report"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a comparison again, as far as it came."""
+    from omniconv.compare import report as rewrite
+    from omniconv.compare.progress import final_table
+
+    code, results = rewrite(store)
+    if as_json:
+        _print_json(results)
+    else:
+        print(f"{final_table(results)}\n\nReport: {store / 'report.html'}")
     raise typer.Exit(code)
 
 

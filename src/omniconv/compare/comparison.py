@@ -15,12 +15,13 @@ from omniconv.compare import progress as display
 from omniconv.compare import results as files
 from omniconv.compare.driver import drive
 from omniconv.compare.plan import Plan
-from omniconv.compare.prepare import prepare
+from omniconv.compare.prepare import Prepared, prepare
 from omniconv.compare.refused import Refused
+from omniconv.compare.schedule import Schedule
 from omniconv.compare.store import Store
-from omniconv.tasks.dataset import Dataset
+from omniconv.tasks.task import TaskData
 
-__all__ = ["run"]
+__all__ = ["report", "run"]
 
 
 def run(
@@ -29,7 +30,7 @@ def run(
     *,
     json: bool = False,
     progress: bool = True,
-    dataset: Dataset | None = None,
+    dataset: TaskData | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Run a comparison; what an earlier call finished is not done again.
 
@@ -52,25 +53,61 @@ def run(
     """
     prepared = prepare(plan, dataset)
     folder = Path(out)
-    try:
-        with Store(folder) as store, _interruptible(progress):
-            costs: list[dict[str, Any]] = []
-            with (
-                display.show(prepared, progress) as tell,
-                closing(drive(prepared, store, folder)) as events,
-            ):
-                for event in events:
-                    tell(event)
-                    if event.kind == "costs":
-                        costs = event.record["rows"]
-            results = files.assemble(prepared, store, costs, _command())
-            files.write(results, folder)
-    except (OSError, sqlite3.Error) as error:
-        raise Refused(f"the comparison in {str(folder)!r} cannot go on: {error}") from error
+    with _storing(folder), Store(folder) as store, _interruptible(progress):
+        command = _command()
+        store.add_plan({**prepared.to_json(), "command": command})
+        schedule = Schedule(prepared, store.trial)
+        costs: list[dict[str, Any]] | None = None
+        with (
+            display.show(schedule, progress) as tell,
+            closing(drive(schedule, store, folder)) as events,
+        ):
+            for event in events:
+                tell(event)
+                if event.kind == "costs":
+                    costs = event.record["rows"]
+        results = files.assemble(prepared, store, command, costs)
+        files.write(results, folder)
     if progress and not json:
         print(display.final_table(results))
         print(f"\nReport: {folder / 'report.html'}")
     return (0 if files.complete(results) else 1), results
+
+
+def report(out: str | Path) -> tuple[int, dict[str, Any]]:
+    """Write results.json, results.csv and report.html again from the store of a folder.
+
+    They are of the plan that was worked on last, as far as it came; neither data nor training are
+    needed.
+
+    Args:
+        out: The folder of an earlier run.
+
+    Returns:
+        As :func:`run`.
+
+    Raises:
+        Refused: There is no store, or no plan in it.
+    """
+    folder = Path(out)
+    if not (folder / "store.sqlite").is_file():
+        raise Refused(f"store must be the folder of an earlier comparison, got {str(folder)!r}")
+    with _storing(folder), Store(folder) as store:
+        content = store.last_plan()
+        if content is None:
+            raise Refused(f"the store in {str(folder)!r} must hold a plan, but it is empty")
+        results = files.assemble(Prepared.from_json(content), store, content["command"])
+        files.write(results, folder)
+    return (0 if files.complete(results) else 1), results
+
+
+@contextmanager
+def _storing(folder: Path) -> Iterator[None]:
+    """A store or a file that cannot be written ends the run with one sentence."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        raise Refused(f"the comparison in {str(folder)!r} cannot go on: {error}") from error
 
 
 def _command() -> str:

@@ -8,7 +8,7 @@ as it is deployed, after folding where its operator folds.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ from omniconv.compare.refused import one_line
 from omniconv.compare.worker import Report
 from omniconv.core.static_kernel import StaticKernel
 from omniconv.surgery.fold import fold_
-from omniconv.tasks import classify
+from omniconv.tasks.task import TaskData
 
 __all__ = ["RATIOS", "work"]
 
 RATIOS = ("parameters", "flops_forward", "step_ms", "latency_1_ms", "latency_n_ms", "peak_bytes")
 """The costs that are also given relative to the first row."""
+
+Loss = Callable[[Tensor], Tensor]
 
 SECONDS = 6.0
 """What each of the three timings may take, all rows together."""
@@ -55,8 +57,12 @@ def work(job: Mapping[str, Any], report: Report) -> None:
     """
     torch.set_num_threads(job["threads"])
     torch.set_num_interop_threads(1)
-    dataset = whole.load_dataset(Path(job["data"]))
-    images, labels = next(classify.batches(dataset, "train", job["batch"]))
+    task, data = whole.load_data(Path(job["data"]))
+    images, labels = next(task.stream(data, job["batch"], torch.Generator().manual_seed(0), 1))
+
+    def loss(outputs: Tensor) -> Tensor:
+        return task.loss(outputs, labels)
+
     rows: list[dict[str, Any]] = [{} for _ in job["points"]]
     candidates = []
     for index, point in enumerate(job["points"]):
@@ -65,22 +71,22 @@ def work(job: Mapping[str, Any], report: Report) -> None:
             continue
         report({"event": "row", "row": index})
         try:
-            candidates.append(_candidate(index, point, dataset, images, labels))
+            candidates.append(_candidate(index, point, data, images, loss))
         except Exception as error:
             rows[index] = {"reason": f"{type(error).__name__}: {one_line(error)}"}
     report({"event": "times"})
-    _time(candidates, images, labels)
+    _time(candidates, images, loss)
     for candidate in candidates:
         rows[candidate.row] = candidate.numbers
     report({"event": "end", "rows": rows})
 
 
 def _candidate(
-    index: int, point: Mapping[str, Any], dataset: Any, images: Tensor, labels: Tensor
+    index: int, point: Mapping[str, Any], data: TaskData, images: Tensor, loss: Loss
 ) -> _Candidate:
     """Build a row's network, fold a copy, and take all that is not a time."""
     torch.manual_seed(0)
-    trained = build(point, dataset).model
+    trained = build(point, data).model
     images = images.to(next(trained.parameters()))
     deployed = fold_(copy.deepcopy(trained)).eval()
     backward = count_flops(trained.train(), images, backward=True).backward
@@ -90,14 +96,14 @@ def _candidate(
         "parameters": count_parameters(trained),
         "flops_forward": forward,
         "flops_backward": round(backward / len(images)),
-        "peak_bytes": peak_memory(trained, images, lambda y: classify.loss(y, labels)),
+        "peak_bytes": peak_memory(trained, images, loss),
         "batch": len(images),
         "folded": any(isinstance(module, StaticKernel) for module in trained.modules()),
     }
     return _Candidate(index, trained, deployed, numbers)
 
 
-def _time(candidates: list[_Candidate], images: Tensor, labels: Tensor) -> None:
+def _time(candidates: list[_Candidate], images: Tensor, loss: Loss) -> None:
     """Add the three times to every candidate's numbers."""
     if not candidates:
         return
@@ -106,7 +112,7 @@ def _time(candidates: list[_Candidate], images: Tensor, labels: Tensor) -> None:
     images = images.to(next(trained[0].parameters()))
 
     def steps(repeats: int) -> Any:
-        return time_steps(trained, images, lambda y: classify.loss(y, labels), repeats=repeats)
+        return time_steps(trained, images, loss, repeats=repeats)
 
     def latencies_1(repeats: int) -> Any:
         return time_latencies(deployed, images[:1], repeats=repeats)

@@ -18,10 +18,10 @@ import torch
 
 import omniconv
 from omniconv.compare import worker
-from omniconv.compare.rows import PLAIN
+from omniconv.compare.rows import DEPTHWISE, PLAIN
 from omniconv.core.registry import card
 
-__all__ = ["identify", "machine"]
+__all__ = ["environment", "identify", "machine"]
 
 ROOMS = (
     "core",
@@ -35,38 +35,59 @@ ROOMS = (
     "surgery",
     "models",
     "tasks",
+    "compare/budget.py",
     "compare/network.py",
     "compare/whole.py",
 )
 """What every worker runs."""
 
-OWN = {"trial": ("compare/trial.py", "compare/sgd.py"), "cost": ("compare/cost.py", "analysis")}
+OWN = {
+    "trial": ("compare/trial.py", "compare/optimizer.py", "compare/pictures.py"),
+    "cost": ("compare/cost.py", "analysis"),
+}
 
 
-def identify(kind: str, content: Mapping[str, Any], operators: Iterable[str], data: str) -> str:
-    """SHA-256 of a job, the content of its data, and everything here that its numbers depend on.
+def environment(operators: Iterable[str]) -> dict[str, Any]:
+    """Everything here that numbers depend on, the job and its data aside.
 
     That is: the source of omniconv and of the operators, versions, back end, CPU capability.
+    """
+    return {
+        "source": {kind: _source(kind) for kind in OWN},
+        "operators": {name: _operator_source(name) for name in sorted(set(operators))},
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "omniconv": omniconv.__version__,
+        "device": "cpu",
+        "backend": os.environ.get("OMNICONV_BACKEND", "auto"),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "machine": platform.machine(),
+    }
+
+
+def identify(
+    kind: str,
+    content: Mapping[str, Any],
+    operators: Iterable[str],
+    data: str,
+    here: Mapping[str, Any],
+) -> str:
+    """SHA-256 of a job, the content of its data, and what its numbers depend on besides.
 
     Args:
         kind: ``trial`` or ``cost``.
         content: The job, canonical.
         operators: Names of the operators that it uses.
         data: Hash of the data.
+        here: :func:`environment`, of these operators at least.
     """
     whole = {
+        **here,
         "kind": kind,
         "content": content,
         "data": data,
-        "source": _source(kind),
-        "operators": {name: _operator_source(name) for name in sorted(set(operators))},
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "omniconv": omniconv.__version__,
-        "device": "cpu",
-        "backend": os.environ.get("OMNICONV_BACKEND", "torch"),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "machine": platform.machine(),
+        "source": here["source"][kind],
+        "operators": {name: here["operators"][name] for name in sorted(set(operators))},
     }
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -88,7 +109,7 @@ def _source(kind: str) -> str:
 @cache
 def _operator_source(name: str) -> str:
     """Hash of the file that an operator's layer is written in."""
-    if name == PLAIN:
+    if name in (PLAIN, DEPTHWISE):
         return ""
     module = import_module(card(name).layer(2).__module__)
     path = getattr(module, "__file__", None)

@@ -19,9 +19,9 @@ EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
 @cache
-def shipped() -> Mapping[str, Any]:
-    """The keys and values of the plan that comes with omniconv."""
-    text = (files("omniconv.compare") / "plans" / "default.yaml").read_text("utf-8")
+def shipped(task: str) -> Mapping[str, Any]:
+    """The keys and values of the plan that comes with omniconv for a task."""
+    text = (files("omniconv.compare") / "plans" / f"{task}.yaml").read_text("utf-8")
     return _mapping("the shipped plan", text)
 
 

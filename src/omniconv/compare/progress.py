@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from omniconv.compare.driver import Event
-from omniconv.compare.prepare import Prepared
+from omniconv.compare.schedule import Job, Schedule
 from omniconv.compare.stats import interval
 from omniconv.compare.tally import Tally
 from omniconv.core.table import text_table
@@ -33,24 +33,23 @@ class Display(Protocol):
 
 
 @contextmanager
-def show(prepared: Prepared, enabled: bool, stream: TextIO | None = None) -> Iterator[Display]:
+def show(schedule: Schedule, enabled: bool, stream: TextIO | None = None) -> Iterator[Display]:
     """A display of the events on ``stream`` (default: standard error) for as long as the block."""
     stream = sys.stderr if stream is None else stream
-    tally = Tally(prepared.plan)
+    tally = Tally(schedule)
     if not enabled:
         yield tally.take
     elif stream.isatty():
-        with _live(prepared, tally, stream):
+        with _live(tally, stream):
             yield tally.take
     else:
-        yield _Lines(prepared, tally, stream)
+        yield _Lines(tally, stream)
 
 
 class _Lines:
     """One line per trial."""
 
-    def __init__(self, prepared: Prepared, tally: Tally, stream: TextIO) -> None:
-        self.prepared = prepared
+    def __init__(self, tally: Tally, stream: TextIO) -> None:
         self.tally = tally
         self.stream = stream
 
@@ -60,31 +59,40 @@ class _Lines:
         self.tally.take(event)
         if first_cost:
             self.say("measuring costs")
-        elif event.kind in ("kept", "end"):
-            end = event.record
-            unit = self.prepared.metric.unit
-            outcome = f"{end['score']:.1f} {unit}" if end["status"] == "done" else end["status"]
-            if end.get("reason"):
-                outcome += f" ({end['reason']})"
+        elif event.kind in ("kept", "end") and event.job is not None:
             took = "kept from before" if event.kind == "kept" else f"{seconds:.1f} s"
-            label = self.prepared.plan.rows[event.row or 0].label
             self.say(
-                f"{self.tally.done}/{self.tally.total} {label}, seed {event.seed}: {outcome}, "
-                f"{took}; about {_duration(self.tally.left())} left"
+                f"{len(self.tally.jobs)}/{self.tally.total} {_name(self.tally, event.job)}: "
+                f"{self.outcome(event)}, {took}; about {_duration(self.tally.left())} left"
             )
+
+    def outcome(self, event: Event) -> str:
+        """How a trial ended."""
+        end, metric = event.record, self.tally.schedule.prepared.metric
+        if end["status"] == "done":
+            known = end.get("score") is not None
+            return f"{end['score']:.{_digits(metric.unit)}f} {metric.unit}" if known else "done"
+        return end["status"] + (f" ({end['reason']})" if end.get("reason") else "")
 
     def say(self, text: str) -> None:
         """Write one line at once."""
         print(text, file=self.stream, flush=True)
 
 
+def _name(tally: Tally, job: Job) -> str:
+    """What a trial is, for people."""
+    label = tally.schedule.plan.rows[job.row].label
+    what = {"tune": f"trying {job.note}", "search": f"trying {job.note}", "screen": "screen"}
+    return f"{label}, {what.get(job.stage, f'seed {job.seed}')}"
+
+
 @contextmanager
-def _live(prepared: Prepared, tally: Tally, stream: TextIO) -> Iterator[None]:
+def _live(tally: Tally, stream: TextIO) -> Iterator[None]:
     from rich.console import Console
     from rich.live import Live
 
     with Live(
-        get_renderable=lambda: _picture(prepared, tally),
+        get_renderable=lambda: _picture(tally),
         console=Console(file=stream),
         refresh_per_second=REFRESH,
         transient=True,
@@ -92,34 +100,41 @@ def _live(prepared: Prepared, tally: Tally, stream: TextIO) -> Iterator[None]:
         yield
 
 
-def _picture(prepared: Prepared, tally: Tally) -> Group:
+def _picture(tally: Tally) -> Group:
     """The live table and the line below it."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("row", "", "seeds", f"{prepared.metric.name}, {prepared.metric.unit}", box=None)
-    seeds = len(prepared.plan.seeds)
-    for index, row in enumerate(prepared.plan.rows):
-        at_work = tally.current is not None and tally.current[0] == index
+    plan, metric = tally.schedule.plan, tally.schedule.prepared.metric
+    table = Table("row", "", "seeds", f"{metric.name}, {metric.unit}", box=None)
+    for index, row in enumerate(plan.rows):
+        at_work = tally.current is not None and tally.current.row == index
         table.add_row(
             Text(row.label, style="bold" if at_work else ""),
             ProgressBar(total=1.0, completed=tally.share(index), width=20),
-            Text(f"{tally.ended[index]}/{seeds}", justify="right"),
-            Text(_so_far(tally.scores[index]), justify="right"),
+            Text(f"{tally.ended(index)}/{len(plan.seeds)}", justify="right"),
+            Text(_so_far(tally.scores[index], _digits(metric.unit)), justify="right"),
         )
-    doing = "measuring costs" if tally.costs else f"trial {min(tally.done + 1, tally.total)}"
-    doing += "" if tally.costs else f" of {tally.total}"
+    doing = "measuring costs"
+    if not tally.costs:
+        count = f"trial {min(len(tally.jobs) + 1, tally.total)} of {tally.total}"
+        doing = f"{count}: {_name(tally, tally.current)}" if tally.current else count
     return Group(table, Text(f"{doing}, about {_duration(tally.left())} left", style="dim"))
 
 
-def _so_far(scores: list[float]) -> str:
+def _digits(unit: str) -> int:
+    """Decimals of a score."""
+    return 1 if unit == "%" else 2
+
+
+def _so_far(scores: list[float], digits: int) -> str:
     if not scores:
         return ""
     ends = interval(scores)
-    half = f" ± {(ends[1] - ends[0]) / 2:.1f}" if ends else ""
-    return f"{statistics.fmean(scores):.1f}{half}"
+    half = f" ± {(ends[1] - ends[0]) / 2:.{digits}f}" if ends else ""
+    return f"{statistics.fmean(scores):.{digits}f}{half}"
 
 
 def _duration(seconds: float) -> str:
@@ -132,17 +147,21 @@ def _duration(seconds: float) -> str:
 def final_table(results: Mapping[str, Any]) -> str:
     """The results as a text table, and the reasons of what failed."""
     unit = results["metric"]["unit"]
-    head = ("row", f"{results['metric']['name']}, {unit}", "difference", "verdict")
+    digits = _digits(unit)
+    head = ("row", f"{results['metric']['name']}, {unit}", "difference", "verdict", "frontier")
     table = [(*head, "parameters", "latency")]
     for row in results["rows"]:
         cost = row["cost"]
         latency = f"latency_{'n' if cost and cost['batch'] > 1 else '1'}_ms"
+        frontier = row["frontier"]
+        undecided = row["verdict"] == "undecided" and row["difference"]["seeds_to_decide"]
         table.append(
             (
                 row["label"],
-                _estimate(row["score"], ""),
-                _estimate(row["difference"], "+"),
-                row["verdict"],
+                _estimate(row["score"], digits, ""),
+                _estimate(row["difference"], digits, "+"),
+                row["verdict"] + (f" ({undecided} seeds?)" if undecided else ""),
+                frontier["verdict"] if frontier else "",
                 _ratio(cost, "parameters"),
                 _ratio(cost, latency),
             )
@@ -157,13 +176,13 @@ def final_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _estimate(value: Mapping[str, Any] | None, sign: str) -> str:
+def _estimate(value: Mapping[str, Any] | None, digits: int, sign: str) -> str:
     if value is None:
         return ""
-    text = f"{value['mean']:{sign}.1f}"
+    text = f"{value['mean']:{sign}.{digits}f}"
     if value["interval"]:
         low, high = value["interval"]
-        text += f" ({low:{sign}.1f} to {high:{sign}.1f})"
+        text += f" ({low:{sign}.{digits}f} to {high:{sign}.{digits}f})"
     return text
 
 

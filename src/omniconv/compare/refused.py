@@ -7,6 +7,10 @@ from types import TracebackType
 __all__ = ["Refused", "one_line", "refusing"]
 
 
+LONGEST = 1000
+"""Characters of a sentence about a plan; lists of what is allowed can be long."""
+
+
 class Refused(ValueError):
     """A comparison that cannot start; its message is one clear sentence."""
 
@@ -36,4 +40,4 @@ class refusing:
     ) -> None:
         known = isinstance(error, (ValueError, TypeError, ImportError, RuntimeError))
         if error is not None and known and not isinstance(error, Refused):
-            raise Refused(self.prefix + one_line(error)) from error
+            raise Refused(self.prefix + one_line(error, LONGEST)) from error

@@ -13,104 +13,168 @@ from typing import Any
 import omniconv
 from omniconv.compare import stats, whole
 from omniconv.compare.cost import RATIOS
-from omniconv.compare.driver import trial_ids
+from omniconv.compare.driver import cost_id
 from omniconv.compare.identity import machine
 from omniconv.compare.prepare import Prepared
+from omniconv.compare.schedule import Progress, Schedule
 from omniconv.compare.store import Store, Trial
-from omniconv.tasks.classify import Metric
 
 __all__ = ["assemble", "complete", "write"]
 
+FRONTIER_WORDS = {"gain": "above", "loss": "below", "no relevant difference": "level"}
+
 
 def assemble(
-    prepared: Prepared, store: Store, costs: Sequence[Mapping[str, Any]], command: str
+    prepared: Prepared,
+    store: Store,
+    command: str,
+    costs: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The content of results.json, schema 1."""
-    plan, metric, dataset = prepared.plan, prepared.metric, prepared.dataset
-    ids = trial_ids(prepared)
+    """The content of results.json, schema 2, from what the store holds.
+
+    Args:
+        prepared: The plan.
+        store: Its store.
+        command: What was typed.
+        costs: The costs of this run, where some could not be measured; default: the store's.
+    """
+    plan, metric = prepared.plan, prepared.metric
+    schedule = Schedule(prepared, store.trial)
+    for _ in schedule.jobs():
+        pass
+    if costs is None:
+        costs = store.cost(cost_id(schedule)) or ()
+    measured = iter(costs)
+    known = [next(measured, None) if progress.kept else None for progress in schedule.rows]
     rows = []
-    for index, row in enumerate(plan.rows):
-        trials = {seed: store.trial(ids[index, seed]) for seed in plan.seeds}
-        first = next(iter(trials.values()))
+    for index, progress in enumerate(schedule.rows):
+        trials = {seed: store.trial(id) for seed, id in progress.trials.items()}
+        first = trials.get(plan.seeds[0])
         rows.append(
-            {"label": row.label, **row.to_json()}
+            {"label": plan.rows[index].label, **progress.row.to_json()}
             | {
+                "search": progress.search,
+                "plain": progress.row.plain,
                 "swap": prepared.swaps[index],
-                "cost": _cost(costs, index),
-                "trials": [_trial(ids[index, seed], seed, trials[seed]) for seed in plan.seeds],
-                "kernels": None if first is None else first.kernels,
+                "tuning": progress.tuning,
+                "screened": progress.screened,
+                "cost": _cost(known[index], known[0]),
+                "trials": [_trial(id, seed, trials[seed]) for seed, id in progress.trials.items()],
+                "extras": _extras(list(trials.values())),
+                "pictures": None if first is None else first.pictures,
             }
         )
-    _judge(rows, metric)
+    _judge(rows, schedule.rows, prepared)
+    tuned = any(progress.tuning is not None for progress in schedule.rows)
     return {
-        "schema": 1,
+        "schema": 2,
         "omniconv": omniconv.__version__,
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": command,
         "plan": plan.to_json(),
+        "unit": plan.budget.unit,
+        "tuning": plan.to_json()["tuning"] if tuned else None,
+        "screen": asdict(plan.screen) if plan.screen and schedule.screened else None,
         "metric": asdict(metric),
         "machine": machine(plan.threads),
-        "data": {
-            "name": dataset.name,
-            "source": dataset.source,
-            "licence": dataset.licence,
-            "classes": len(dataset.classes),
-            "sizes": dataset.sizes,
-            "hash": f"sha256:{dataset.hash}",
-        },
+        "data": dict(prepared.data),
         "rows": rows,
     }
 
 
 def _trial(id: str, seed: int, trial: Trial | None) -> dict[str, Any]:
-    epochs = [] if trial is None else list(trial.epochs)
+    curve = [] if trial is None else list(trial.curve)
     return {
         "id": id,
         "seed": seed,
-        "status": "failed" if trial is None else trial.status,
+        "status": "missing" if trial is None else trial.status,
         "reason": None if trial is None else trial.reason,
         "score": None if trial is None else trial.score,
-        "validation_score": epochs[-1]["validation_score"] if epochs else None,
-        "seconds": sum(epoch["seconds"] for epoch in epochs) if epochs else None,
-        "epochs": epochs,
+        "validation_score": curve[-1]["validation_score"] if curve else None,
+        "seconds": sum(leg["seconds"] for leg in curve) if curve else None,
+        "curve": curve,
     }
 
 
-def _cost(costs: Sequence[Mapping[str, Any]], index: int) -> dict[str, Any] | None:
+def _cost(cost: Mapping[str, Any] | None, first: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A row's costs with their ratios to the first row's; None where they are not known."""
-    if not costs or "reason" in costs[index]:
+    if cost is None or "reason" in cost:
         return None
-    first = costs[0]
-    ratio = {name: costs[index][name] / first[name] if first.get(name) else None for name in RATIOS}
-    return {**costs[index], "ratio": ratio}
+    base = first or {}
+    ratio = {name: cost[name] / base[name] if base.get(name) else None for name in RATIOS}
+    return {**cost, "ratio": ratio}
 
 
-def _judge(rows: list[dict[str, Any]], metric: Metric) -> None:
-    """Add score, difference and verdict to every row; the first one is the baseline."""
+def _extras(trials: Sequence[Trial | None]) -> dict[str, float]:
+    """Means of the further figures over the seeds that are done."""
+    found = [trial.extras for trial in trials if trial is not None and trial.extras]
+    names = found[0] if found else {}
+    return {name: statistics.fmean(extras[name] for extras in found) for name in names}
+
+
+def _judge(rows: list[dict[str, Any]], progress: Sequence[Progress], prepared: Prepared) -> None:
+    """Add score, difference, verdict and place on the frontier to every row."""
+    metric = prepared.metric
     scores = [_scores(row, metric.chance) for row in rows]
-    changes = [_change(found, scores[0]) for found in scores]
-    tested = {
-        index: change.p
-        for index, change in enumerate(changes)
-        if index and change is not None and change.p is not None and change.enough
-    }
-    adjusted = dict(zip(tested, stats.holm(list(tested.values())), strict=True))
-    for index, (row, change) in enumerate(zip(rows, changes, strict=True)):
-        row["score"] = _estimate(list(scores[index].values()))
-        row["difference"] = _difference(change, adjusted.get(index)) if index else None
-        if row["score"] is None:
-            row["verdict"] = "failed"
-        elif index == 0:
-            row["verdict"] = "baseline"
-        else:
-            better, margin = metric.higher_is_better, metric.margin
-            row["verdict"] = stats.verdict(change, adjusted.get(index), margin, better)
+    for row, found in zip(rows, scores, strict=True):
+        row["score"] = _estimate(list(found.values()))
+        row["difference"], row["verdict"], row["frontier"] = None, "failed", None
+    others = [index for index in range(1, len(rows)) if scores[index]]
+    pairs = [(scores[index], scores[0]) for index in others]
+    for index, verdict in zip(others, _verdicts(pairs, prepared), strict=True):
+        rows[index]["difference"], rows[index]["verdict"] = verdict
+    for row, known in zip(rows, progress, strict=True):
+        if not known.kept:
+            row["verdict"] = "screened out"
+    if scores[0]:
+        rows[0]["verdict"] = "baseline"
+    _place(rows, scores, prepared)
 
 
-def _change(row: Mapping[int, float], first: Mapping[int, float]) -> stats.Difference | None:
-    """The paired comparison over the seeds that both rows have a score for."""
-    common = [seed for seed in row if seed in first]
-    return stats.difference([row[s] for s in common], [first[s] for s in common])
+def _verdicts(
+    pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]], prepared: Prepared
+) -> list[tuple[dict[str, Any] | None, str]]:
+    """Difference and word of each pair (scores of a row, scores of its reference)."""
+    metric = prepared.metric
+    return [
+        (_difference(found), found.word)
+        for found in stats.judge(pairs, metric.margin, metric.higher_is_better)
+    ]
+
+
+def _place(
+    rows: list[dict[str, Any]], scores: Sequence[Mapping[int, float]], prepared: Prepared
+) -> None:
+    """Compare every operator with the plain networks at its own latency."""
+
+    def latency(row: Mapping[str, Any]) -> float | None:
+        return row["cost"] and row["cost"]["latency_n_ms"]
+
+    plain = [
+        index
+        for index, row in enumerate(rows)
+        if row["plain"] and scores[index] and latency(row) is not None
+    ]
+    points = [(latency(rows[index]), scores[index]) for index in plain]
+    placed: list[tuple[int, list[int], dict[int, float]]] = []
+    for index, row in enumerate(rows):
+        own = latency(row)
+        if row["plain"] or not scores[index] or own is None or not points:
+            continue
+        found = stats.at_latency(points, own, prepared.metric.higher_is_better)
+        row["frontier"] = {"latency_ms": own, "between": [], "verdict": "outside"}
+        if found is not None:
+            placed.append((index, [plain[i] for i in found[0]], found[1]))
+    pairs = [(scores[index], reference) for index, _, reference in placed]
+    verdicts = _verdicts(pairs, prepared)
+    for (index, used, reference), (difference, word) in zip(placed, verdicts, strict=True):
+        if reference:
+            rows[index]["frontier"] |= {
+                "between": [rows[i]["label"] for i in used],
+                "score": statistics.fmean(reference.values()),
+                **(difference or {}),
+                "verdict": FRONTIER_WORDS.get(word, word),
+            }
 
 
 def _scores(row: Mapping[str, Any], chance: float) -> dict[int, float]:
@@ -131,11 +195,18 @@ def _estimate(values: Sequence[float]) -> dict[str, Any] | None:
     return {"mean": mean, "interval": ends and list(ends), "n": len(values)}
 
 
-def _difference(change: stats.Difference | None, p_holm: float | None) -> dict[str, Any] | None:
+def _difference(found: stats.Judgement) -> dict[str, Any] | None:
+    change = found.difference
     if change is None:
         return None
-    ends = change.interval and list(change.interval)
-    return {"mean": change.mean, "interval": ends, "p": change.p, "p_holm": p_holm}
+    return {
+        "mean": change.mean,
+        "interval": change.interval and list(change.interval),
+        "p": change.p,
+        "p_holm": found.p_holm,
+        "n": change.n,
+        "seeds_to_decide": found.seeds_to_decide,
+    }
 
 
 def complete(results: Mapping[str, Any]) -> bool:
@@ -143,6 +214,7 @@ def complete(results: Mapping[str, Any]) -> bool:
     return all(
         row["cost"] is not None and all(trial["status"] == "done" for trial in row["trials"])
         for row in results["rows"]
+        if row["verdict"] != "screened out"
     )
 
 

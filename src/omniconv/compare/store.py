@@ -1,8 +1,9 @@
-"""The store: every trial by its id, its epochs, and the measured costs, in one SQLite file.
+"""The store: every trial by its id, its curve, measured costs and plans, in one SQLite file.
 
 One driver at a time holds the folder's lock and is the only writer. Write-ahead log and
-``synchronous=FULL``: what was committed is there after a crash, and an epoch is finished when its
-row is. Trials of other plans stay in the file and are found again by their ids.
+``synchronous=FULL``: what was committed is there after a crash, and a leg of a training (an epoch,
+or some steps) is finished when its row is. Trials of other plans stay in the file and are found
+again by their ids.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from omniconv.compare.refused import Refused
 __all__ = ["Store", "Trial"]
 
 APPLICATION = 0x6F636D70
-VERSION = 1
+VERSION = 2
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
@@ -31,23 +32,28 @@ CREATE TABLE trials (
     status TEXT NOT NULL CHECK (status IN ('running', 'done', 'diverged', 'failed')),
     reason TEXT,
     score REAL,
-    kernels TEXT
+    extras TEXT,
+    pictures TEXT
 );
-CREATE TABLE epochs (
+CREATE TABLE legs (
     trial TEXT NOT NULL REFERENCES trials (id),
-    epoch INTEGER NOT NULL,
+    at INTEGER NOT NULL,
     train_loss REAL NOT NULL,
     validation_loss REAL NOT NULL,
     validation_score REAL NOT NULL,
     seconds REAL NOT NULL,
-    PRIMARY KEY (trial, epoch)
+    PRIMARY KEY (trial, at)
 );
 CREATE TABLE costs (
     id TEXT PRIMARY KEY,
     content TEXT NOT NULL
 );
+CREATE TABLE plans (
+    number INTEGER PRIMARY KEY,
+    content TEXT NOT NULL UNIQUE
+);
 """
-EPOCH = ("epoch", "train_loss", "validation_loss", "validation_score", "seconds")
+LEG = ("at", "train_loss", "validation_loss", "validation_score", "seconds")
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ class Trial:
     status: str
     reason: str | None
     score: float | None
-    kernels: list[dict[str, Any]] | None
-    epochs: tuple[dict[str, Any], ...]
+    extras: dict[str, float] | None
+    pictures: dict[str, Any] | None
+    curve: tuple[dict[str, Any], ...]
 
     @property
     def final(self) -> bool:
@@ -145,18 +152,19 @@ class Store:
         self.lock.close()
 
     def trial(self, id: str) -> Trial | None:
-        """The trial with its epochs, if there is one."""
+        """The trial with its curve, if there is one."""
         found = self.db.execute(
-            "SELECT id, status, reason, score, kernels FROM trials WHERE id = ?", (id,)
+            "SELECT id, status, reason, score, extras, pictures FROM trials WHERE id = ?", (id,)
         ).fetchone()
         if found is None:
             return None
         rows = self.db.execute(
-            f"SELECT {', '.join(EPOCH)} FROM epochs WHERE trial = ? ORDER BY epoch", (id,)
+            f"SELECT {', '.join(LEG)} FROM legs WHERE trial = ? ORDER BY at", (id,)
         )
-        epochs = tuple(dict(zip(EPOCH, row, strict=True)) for row in rows)
-        id, status, reason, score, kernels = found
-        return Trial(id, status, reason, score, json.loads(kernels or "null"), epochs)
+        curve = tuple(dict(zip(LEG, row, strict=True)) for row in rows)
+        id, status, reason, score, *others = found
+        extras, pictures = (json.loads(text or "null") for text in others)
+        return Trial(id, status, reason, score, extras, pictures, curve)
 
     def begin(self, id: str, point: Mapping[str, Any]) -> None:
         """The trial is running; what a failed one left is kept."""
@@ -166,12 +174,12 @@ class Store:
             (id, json.dumps(point, sort_keys=True)),
         )
 
-    def add_epoch(self, id: str, record: Mapping[str, Any]) -> None:
-        """The epoch is finished; a record of the same epoch is replaced."""
-        marks = ", ".join("?" for _ in EPOCH)
+    def add_leg(self, id: str, record: Mapping[str, Any]) -> None:
+        """A leg is finished; a record that ends at the same place is replaced."""
+        marks = ", ".join("?" for _ in LEG)
         self.db.execute(
-            f"INSERT OR REPLACE INTO epochs (trial, {', '.join(EPOCH)}) VALUES (?, {marks})",
-            (id, *(record[name] for name in EPOCH)),
+            f"INSERT OR REPLACE INTO legs (trial, {', '.join(LEG)}) VALUES (?, {marks})",
+            (id, *(record[name] for name in LEG)),
         )
 
     def end(
@@ -181,13 +189,28 @@ class Store:
         *,
         reason: str | None = None,
         score: float | None = None,
-        kernels: list[dict[str, Any]] | None = None,
+        extras: dict[str, float] | None = None,
+        pictures: dict[str, Any] | None = None,
     ) -> None:
         """The trial has ended."""
         self.db.execute(
-            "UPDATE trials SET status = ?, reason = ?, score = ?, kernels = ? WHERE id = ?",
-            (status, reason, score, None if kernels is None else json.dumps(kernels), id),
+            "UPDATE trials SET status = ?, reason = ?, score = ?, extras = ?, pictures = ? "
+            "WHERE id = ?",
+            (status, reason, score, json.dumps(extras), json.dumps(pictures), id),
         )
+
+    def add_plan(self, content: Mapping[str, Any]) -> None:
+        """Keep a plan as the one that was worked on last."""
+        text = json.dumps(content, sort_keys=True)
+        self.db.execute("BEGIN")
+        self.db.execute("DELETE FROM plans WHERE content = ?", (text,))
+        self.db.execute("INSERT INTO plans (content) VALUES (?)", (text,))
+        self.db.execute("COMMIT")
+
+    def last_plan(self) -> dict[str, Any] | None:
+        """The plan that was worked on last, if there is one."""
+        found = self.db.execute("SELECT content FROM plans ORDER BY number DESC").fetchone()
+        return None if found is None else json.loads(found[0])
 
     def cost(self, id: str) -> list[dict[str, Any]] | None:
         """The costs measured under this id, if there are any."""

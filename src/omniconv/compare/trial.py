@@ -1,16 +1,17 @@
-"""One trial: train one network with one seed, validate every epoch, score it on test at the end.
+"""One trial: train one network with one seed, validate after every leg, score it on test once.
 
 The job of a worker (see :mod:`omniconv.compare.worker`): ``point`` (see
-:meth:`omniconv.compare.plan.Plan.points`), ``seed``, and the paths ``data`` and ``checkpoint``.
-Its events are
+:meth:`omniconv.compare.plan.Plan.point`), ``seed``, ``test`` (whether test is looked at), and the
+paths ``data`` and ``checkpoint``. A leg is an epoch, or a tenth of a budget in steps. Events:
 
-- ``epoch``: ``epoch`` from 1, ``train_loss``, ``validation_loss``, ``validation_score``,
-  ``seconds``; those before a checkpoint are reported again;
+- ``leg``: ``at`` (epochs or steps behind it), ``train_loss``, ``validation_loss``,
+  ``validation_score``, ``seconds``; those before a checkpoint are reported again;
 - ``step``: ``done``, the share of the training that is behind it, a few times a second;
-- ``end``: ``status`` done with ``score`` and ``kernels``, or diverged with ``reason``.
+- ``end``: ``status`` done with ``score``, ``extras`` and ``pictures`` (None without ``test``), or
+  diverged with ``reason``.
 
-An epoch is reported after its checkpoint is on disk. A trial that finds its checkpoint goes on
-behind it and ends in the same numbers, to the last bit.
+A leg is reported after its checkpoint is on disk. A trial that finds its checkpoint goes on behind
+it and ends in the same numbers, to the last bit.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Any
 
 import torch
 
-from omniconv.compare import whole
-from omniconv.compare.network import build, learned_kernels
-from omniconv.compare.sgd import SGD
+from omniconv.compare import budget, whole
+from omniconv.compare.network import build
+from omniconv.compare.optimizer import OPTIMIZERS
+from omniconv.compare.pictures import pictures
 from omniconv.compare.worker import Report
 from omniconv.core.params import constrain_, param_groups
-from omniconv.tasks import classify
 
 __all__ = ["work"]
 
@@ -44,88 +45,103 @@ def work(job: Mapping[str, Any], report: Report) -> None:
     """Run the trial, from its checkpoint where there is one."""
     trial = _Trial(job)
     try:
-        for record in trial.history:
-            report({"event": "epoch", **record})
-        while len(trial.history) < trial.point["epochs"]:
-            report({"event": "epoch", **trial.epoch(report)})
-        report({"event": "end", "status": "done", **trial.finish()})
+        for record in trial.curve:
+            report({"event": "leg", **record})
+        for end in trial.legs[len(trial.curve) :]:
+            report({"event": "leg", **trial.leg(end, report)})
+        report({"event": "end", "status": "done", **(trial.finish() if job["test"] else {})})
     except Diverged as error:
         report({"event": "end", "status": "diverged", "reason": str(error)})
 
 
 class _Trial:
-    """Network, optimiser and generators, and the epochs that are behind them."""
+    """Network, optimiser and generators, and the legs that are behind them."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.point = point = job["point"]
         _fix(point["threads"])
-        self.dataset = whole.load_dataset(Path(job["data"]))
+        self.task, self.data = whole.load_data(Path(job["data"]))
         torch.manual_seed(job["seed"])
         self.order = torch.Generator().manual_seed(job["seed"])
-        self.network = build(point, self.dataset)
+        self.network = build(point, self.data)
         self.model = self.network.model
+        self.budget = budget.parse("budget", point["budget"])
+        self.legs = self.budget.legs
         settings = point["optimizer"]
         groups = param_groups(self.model, point["row"]["lr"], settings["weight_decay"])
-        self.optimizer = SGD(groups, settings["momentum"])
-        self.history: list[dict[str, Any]] = []
+        self.optimizer = OPTIMIZERS[settings["name"]](groups, settings["momentum"])
+        self.curve: list[dict[str, Any]] = []
         self.checkpoint = Path(job["checkpoint"])
         if self.checkpoint.exists():
             self.resume()
 
-    def epoch(self, report: Report) -> dict[str, Any]:
-        """Train for one epoch, validate, write the checkpoint; returns the epoch's record."""
-        number = len(self.history) + 1
+    def leg(self, end: int, report: Report) -> dict[str, Any]:
+        """Train up to ``end``, validate, write the checkpoint; returns the leg's record."""
         start = time.perf_counter()
-        train_loss = self.train(number, report)
-        loss, score = classify.evaluate(self.model, self.dataset, "validation")
+        train_loss = self.train(end, report)
+        loss, score = self.task.evaluate(self.model, self.data, "validation")
         record = {
-            "epoch": number,
+            "at": end,
             "train_loss": train_loss,
-            "validation_loss": _finite("validation loss", loss, number),
-            "validation_score": score,
+            "validation_loss": self.finite("validation loss", loss, end),
+            "validation_score": self.finite("validation score", score, end),
             "seconds": time.perf_counter() - start,
         }
-        self.history.append(record)
+        self.curve.append(record)
         self.save()
         return record
 
-    def train(self, number: int, report: Report) -> float:
-        """One pass over the train split; returns the mean loss."""
-        size, epochs = self.point["batch_size"], self.point["epochs"]
-        schedule = self.point["optimizer"]["schedule"]
+    def train(self, end: int, report: Report) -> float:
+        """Train for one leg; returns the mean loss."""
+        begin = self.curve[-1]["at"] if self.curve else 0
+        size, schedule = self.point["batch_size"], self.point["optimizer"]["schedule"]
         dtype = getattr(torch, self.point["dtype"])
-        count = self.dataset.sizes["train"]
-        total, told = 0.0, time.perf_counter()
-        draw = classify.batches(
-            self.dataset, "train", size, generator=self.order, augment=self.dataset.augments
-        )
+        in_steps = self.budget.unit == "steps"
+        steps = end - begin if in_steps else math.ceil(self.data.sizes["train"] / size)
+        total, count, told = 0.0, 0, time.perf_counter()
         self.model.train()
-        for step, (images, labels) in enumerate(draw):
-            done = (number - 1 + step * size / count) / epochs
-            loss = classify.loss(self.model(images.to(dtype)), labels)
+        draw = self.task.stream(self.data, size, self.order, steps if in_steps else None)
+        for step, (inputs, targets) in enumerate(draw):
+            done = (begin + (end - begin) * step / steps) / self.budget.amount
+            loss = self.task.loss(self.model(inputs.to(dtype)), _as(targets, dtype))
             loss.backward()
             self.optimizer.step(_factor(schedule, done))
             constrain_(self.model)
-            total += _finite("training loss", loss.item(), number) * len(labels)
+            total += self.finite("training loss", loss.item(), end) * len(inputs)
+            count += len(inputs)
             if time.perf_counter() - told > STEP_SECONDS:
                 told = time.perf_counter()
                 report({"event": "step", "done": done})
         return total / count
 
     def finish(self) -> dict[str, Any]:
-        """Score the network of the last epoch on test, once."""
-        loss, score = classify.evaluate(self.model, self.dataset, "test")
-        _finite("test loss", loss, len(self.history))
-        return {"score": score, "kernels": learned_kernels(self.network)}
+        """Score the network as it is at the end on test, once; what it looks like inside."""
+        loss, score = self.task.evaluate(self.model, self.data, "test")
+        for name, value in (("test loss", loss), ("test score", score)):
+            self.finite(name, value, self.budget.amount)
+        extras = {
+            name: self.finite(name, value, self.budget.amount)
+            for name, value in self.task.extras(self.model, self.data).items()
+        }
+        shown = pictures(self.network, self.task, self.data)
+        return {"score": score, "extras": extras, "pictures": shown}
+
+    def finite(self, name: str, value: float, at: int) -> float:
+        """The value; :class:`Diverged` where it is no number."""
+        if not math.isfinite(value):
+            unit = self.budget.unit[:-1]
+            raise Diverged(f"the {name} became {value} before the end of {unit} {at}")
+        return value
 
     def save(self) -> None:
-        """Write everything that the next epoch depends on."""
+        """Write everything that the next leg depends on."""
         state = {
             "model": self.model.state_dict(),
-            "velocities": self.optimizer.velocities,
+            "optimizer": self.optimizer.state,
+            "steps": self.optimizer.steps,
             "random": torch.get_rng_state(),
             "order": self.order.get_state(),
-            "history": json.dumps(self.history),
+            "curve": json.dumps(self.curve),
         }
         whole.save_tensors(self.checkpoint, state)
 
@@ -133,10 +149,16 @@ class _Trial:
         """Take up what :meth:`save` wrote."""
         state = whole.load_tensors(self.checkpoint)
         self.model.load_state_dict(state["model"])
-        self.optimizer.velocities = state["velocities"]
+        self.optimizer.state = state["optimizer"]
+        self.optimizer.steps = state["steps"]
         torch.set_rng_state(state["random"])
         self.order.set_state(state["order"])
-        self.history = json.loads(state["history"])
+        self.curve = json.loads(state["curve"])
+
+
+def _as(targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Targets that are images in the network's dtype; labels as they are."""
+    return targets.to(dtype) if targets.is_floating_point() else targets
 
 
 def _fix(threads: int) -> None:
@@ -151,9 +173,3 @@ def _fix(threads: int) -> None:
 def _factor(schedule: str, done: float) -> float:
     """The learning rate relative to the first step's, after the share ``done`` of training."""
     return 1.0 if schedule == "constant" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def _finite(name: str, value: float, epoch: int) -> float:
-    if not math.isfinite(value):
-        raise Diverged(f"the {name} became {value} in epoch {epoch}")
-    return value

@@ -9,11 +9,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from omniconv.tasks.dataset import SPLITS, Dataset, Split
+from omniconv.tasks.task import Task, TaskData, find
 
-__all__ = ["load_dataset", "load_tensors", "save_dataset", "save_tensors", "write"]
-
-FACTS = ("name", "source", "licence", "classes", "channels", "size")
+__all__ = ["load_data", "load_tensors", "save_data", "save_tensors", "write"]
 
 
 def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
@@ -44,14 +42,13 @@ def load_tensors(path: Path, *, mmap: bool = False) -> Any:
     return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
 
 
-def save_dataset(path: Path, dataset: Dataset) -> None:
-    """Write the images and labels that the trials read, whatever they were made from."""
-    content = {name: getattr(dataset, name) for name in FACTS}
-    content |= {name: tuple(getattr(dataset, name)) for name in SPLITS}
-    save_tensors(path, content)
+def save_data(path: Path, task: str, data: TaskData) -> None:
+    """Write the samples that the trials of a task read, whatever they were made from."""
+    save_tensors(path, {"task": task, "content": data.to_content()})
 
 
-def load_dataset(path: Path) -> Dataset:
-    """The dataset that :func:`save_dataset` wrote; its images are read when they are used."""
-    content = load_tensors(path, mmap=True)
-    return Dataset(**content | {name: Split(*content[name]) for name in SPLITS})
+def load_data(path: Path) -> tuple[Task, TaskData]:
+    """The task and the data that :func:`save_data` wrote; samples are read when they are used."""
+    found = load_tensors(path, mmap=True)
+    task = find(found["task"])
+    return task, task.from_content(found["content"])

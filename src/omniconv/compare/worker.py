@@ -42,6 +42,9 @@ SPINS = "30000"
 """How long a thread waits awake for the next piece of work: on an idle machine as good as OpenMP's
 own ten times as long, and on a busy one it leaves the core to others (a step is twice as fast)."""
 
+LONGEST = 1e6
+"""Seconds that a job may take at most."""
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -50,13 +53,16 @@ def allocator() -> str:
     return "pinned" if platform.libc_ver()[0] == "glibc" else "default"
 
 
-def run(name: str, job: Mapping[str, Any], threads: int) -> Generator[Event]:
+def run(
+    name: str, job: Mapping[str, Any], threads: int, time_limit: float = LONGEST
+) -> Generator[Event]:
     """Have ``omniconv.compare.<name>.work(job, report)`` done in a fresh process.
 
     Args:
         name: ``trial`` or ``cost``.
         job: Plain data.
         threads: Number of threads that the process may use.
+        time_limit: Seconds after which the process is killed.
 
     Returns:
         Its events, the last one ``end`` or ``failed``. Closing the iterator kills the worker.
@@ -79,9 +85,23 @@ def run(name: str, job: Mapping[str, Any], threads: int) -> Generator[Event]:
             start_new_session=True,  # Ctrl-C is the driver's to handle
         ) as worker,
     ):
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            worker.kill()
+
+        clock = threading.Timer(time_limit, give_up)
+        clock.daemon = True
+        clock.start()
         try:
-            yield from _converse(worker, {**job, "work": name, "driver": os.getpid()}, errors)
+            task = {**job, "work": name, "driver": os.getpid()}
+            for event in _converse(worker, task, errors):
+                if event["event"] == "failed" and late.is_set():
+                    event = {**event, "reason": f"it took more than the {time_limit:g} s allowed"}
+                yield event
         finally:
+            clock.cancel()
             worker.kill()
 
 

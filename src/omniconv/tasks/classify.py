@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,30 +13,26 @@ from torch import Tensor, nn
 from omniconv.core import args
 from omniconv.tasks import data
 from omniconv.tasks.dataset import SPLITS, Dataset, assemble
+from omniconv.tasks.metric import Metric
 from omniconv.tasks.plug import from_datasets
 
-__all__ = ["Dataset", "Metric", "batches", "evaluate", "from_datasets", "load", "loss", "metric"]
+__all__ = [
+    "UNIT",
+    "Dataset",
+    "batches",
+    "evaluate",
+    "examples",
+    "extras",
+    "from_content",
+    "from_datasets",
+    "load",
+    "loss",
+    "metric",
+    "stream",
+]
 
+UNIT = "epochs"
 PADDING = 4
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What a trial is scored by.
-
-    Attributes:
-        name: Name for people.
-        unit: Its unit.
-        higher_is_better: Direction.
-        chance: Score of a network that has learned nothing.
-        margin: Smallest difference that matters.
-    """
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    chance: float
-    margin: float
 
 
 def load(spec: str, limit_train: int | None = None) -> Dataset:
@@ -52,6 +49,11 @@ def load(spec: str, limit_train: int | None = None) -> Dataset:
         ImportError: A package that the reader needs is not installed; the remedy is said.
     """
     return assemble(data.read(spec), limit_train)
+
+
+def from_content(content: dict[str, Any]) -> Dataset:
+    """The data of :meth:`Dataset.to_content`."""
+    return Dataset.from_content(content)
 
 
 def metric(dataset: Dataset) -> Metric:
@@ -97,6 +99,14 @@ def batches(
     if args.boolean("augment", augment) and generator is None:
         raise ValueError("augment=True needs a generator, got None")
     return _draw(dataset, split, batch_size, generator, augment)
+
+
+def stream(
+    dataset: Dataset, batch_size: int, generator: torch.Generator, steps: int | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of training batches, augmented where that is usual; its first ``steps``."""
+    draw = batches(dataset, "train", batch_size, generator=generator, augment=dataset.augments)
+    return itertools.islice(draw, steps)
 
 
 def _draw(
@@ -150,3 +160,13 @@ def evaluate(
     model.train(was_training)
     count = dataset.sizes[split]
     return total / count, 100.0 * correct / count
+
+
+def extras(model: nn.Module, dataset: Dataset) -> dict[str, float]:
+    """Nothing beside the accuracy."""
+    return {}
+
+
+def examples(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
+    """The first images of the test split and their labels."""
+    return next(batches(dataset, "test", count))

@@ -7,10 +7,10 @@ for the pixels of the images that are used, and of no others.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from omniconv.core import args
 __all__ = ["NO_LICENCE", "SPLITS", "Dataset", "Listing", "Pick", "Split", "assemble", "stratified"]
 
 SPLITS = ("train", "validation", "test")
+FACTS = ("name", "source", "licence", "classes", "channels", "size")
 NO_LICENCE = "not stated in the files"
 VALIDATION_SHARE = 0.1
 SEED = 0
@@ -58,6 +59,16 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+
+    def to_content(self) -> dict[str, Any]:
+        """Tensors in plain containers."""
+        content: dict[str, Any] = {name: getattr(self, name) for name in FACTS}
+        return content | {name: tuple(getattr(self, name)) for name in SPLITS}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> Dataset:
+        """The inverse of :meth:`to_content`."""
+        return cls(**{**content, **{name: Split(*content[name]) for name in SPLITS}})
 
     @property
     def sizes(self) -> dict[str, int]:
