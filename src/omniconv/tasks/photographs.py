@@ -30,8 +30,8 @@ def read(spec: str, limit_train: int | None = None) -> Images:
     """The images that ``spec`` names, all decoded.
 
     - ``skimage``: 13 grey photographs in the package scikit-image: 6 train, 2 validation, 5 test;
-    - ``images:DIR``: the image files in ``train``, ``test`` and, optionally, ``validation`` or ``val``
-      of a folder; without these, the files in the folder itself, a fifth of them as test images;
+    - ``images:DIR``: the image files in ``train``, ``test`` and, optionally, ``validation`` (or
+      ``val``) of a folder; without these, those in the folder itself, a fifth as test images;
     - ``bsd:DIR``: ``train400``, tested on ``bsd68`` and, beside it, ``set12``.
 
     Without a validation split, a tenth of train (at least one image) becomes it, always the same
@@ -134,7 +134,10 @@ def _folder(directory: Path) -> Album:
 
 
 def _bsd(directory: Path) -> Album:
-    """The sets of the papers on denoising, names in upper or lower case."""
+    """The sets of the papers on denoising, names in upper or lower case.
+
+    Set12's fourth image, the starfish, is partly in Train400; BSD68 shares nothing with it.
+    """
     try:
         found = {name.lower(): name for name in sorted(os.listdir(directory))}
     except OSError as error:
