@@ -151,7 +151,7 @@ def test_build_makes_the_named_network() -> None:
         ("resnt20", r"got 'resnt20' \(did you mean 'resnet20'\?\)"),
         ("ResNet-56", r"did you mean 'resnet56'"),
         ("resnet", r"did you mean 'resnet20'"),
-        ("alexnet", r"backbone must be 'resnet<depth>' .*got 'alexnet'$"),
+        ("transformer", r"backbone must be 'resnet<depth>' .*got 'transformer'$"),
         ("", r"got ''$"),
         pytest.param("resnet" + "9" * 9999, r"backbone must be", id="long"),
     ],

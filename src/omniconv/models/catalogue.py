@@ -124,7 +124,7 @@ def _find(name: str) -> tuple[str, int | None]:
     for family, usual in USUAL.items():
         depth = _nearest(family, int(digits[0])) if digits else usual
         guesses.append(family.replace("<depth>", str(depth)))
-    raise ValueError(f"{wanted}, got {args.show(name)}{args.did_you_mean(name, guesses)}")
+    raise ValueError(f"{wanted}, got {args.show(name)}{args.did_you_mean(name.lower(), guesses)}")
 
 
 def _nearest(pattern: str, depth: int) -> int:
