@@ -1,6 +1,7 @@
-"""Model to numbers: FLOPs, parameters, time, memory."""
+"""Model to numbers and pictures: FLOPs, parameters, time, memory; what an output looks at."""
 
 from omniconv.analysis.flops import FlopCount, count_flops
+from omniconv.analysis.grad_cam import grad_cam
 from omniconv.analysis.measure import (
     Timing,
     count_parameters,
@@ -11,14 +12,18 @@ from omniconv.analysis.measure import (
     time_steps,
 )
 from omniconv.analysis.profile import LayerRow, Profile, profile
+from omniconv.analysis.receptive_field import area, effective_receptive_field
 
 __all__ = [
     "FlopCount",
     "LayerRow",
     "Profile",
     "Timing",
+    "area",
     "count_flops",
     "count_parameters",
+    "effective_receptive_field",
+    "grad_cam",
     "measure_latency",
     "measure_step",
     "peak_memory",
