@@ -174,21 +174,18 @@ def _p_values(
 
     mean, error, degrees = np.asarray(mean, float), np.asarray(error, float), np.asarray(n) - 1
 
-    def t(bound: float) -> Array:
-        """Distance from a bound in errors; an error of 0 leaves 0 on it, else infinity."""
+    def sides(bound: float) -> tuple[Array, Array]:
+        """p of "at most ``bound``" and of "at least ``bound``"."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            return np.nan_to_num((mean - bound) / error, nan=0.0, posinf=np.inf, neginf=-np.inf)
+            t = (mean - bound) / error
+        t = np.where(np.isnan(t), 0.0, t)  # no spread, and on the bound
+        tail = stdtr(degrees, -np.abs(t))
+        above, below = np.where(t > 0, tail, 1 - tail), np.where(t > 0, 1 - tail, tail)
+        return above, np.minimum(among * below, 1)
 
-    def above(bound: float) -> Array:
-        return np.asarray(stdtr(degrees, -t(bound)))
-
-    def below(bound: float) -> Array:
-        return np.asarray(among * stdtr(degrees, t(bound)))
-
-    changed = 2 * np.minimum(above(0), below(0))
-    level = np.maximum(above(-margin), below(margin))
-    relevant = 2 * np.minimum(above(margin), below(-margin))
-    return np.minimum(changed, 1), np.minimum(level, 1), np.minimum(relevant, 1)
+    (more, less), (over, under), (top, down) = sides(0), sides(-margin), sides(margin)
+    changed, relevant = np.minimum(more, less), np.minimum(top, under)
+    return np.minimum(2 * changed, 1), np.maximum(over, down), np.minimum(2 * relevant, 1)
 
 
 def judge(
