@@ -28,7 +28,7 @@ LEVELS = (
     ("compare",),
     ("testing",),
     ("tasks", "models"),
-    ("surgery", "analysis"),
+    ("surgery", "analysis", "search"),
     ("blocks",),
     ("operators",),
     ("init", "regularize", "constraints"),
