@@ -273,6 +273,45 @@ def test_rows_are_judged_over_the_seeds_that_they_share():
     assert min(row["difference"]["p_holm"] for row in rows[1:5]) == 4 * p[0]
 
 
+def _measured(latency, scores, **facts):
+    trials = [(seed, "done", score) for seed, score in enumerate(scores)]
+    return _row(*trials) | {"cost": {"latency_n_ms": latency}, **facts}
+
+
+def test_an_operator_is_judged_against_plain_networks_of_its_own_latency():
+    draws = (0.0, 0.1, -0.1, 0.05, -0.05)
+    around = {score: [score + d for d in draws] for score in (80, 90)}
+    exact = [85 + d for d in (0.02, 0.1, -0.1, 0.05, -0.05)]
+    rows = [
+        _measured(10.0, around[80], plain=True, label="narrow"),
+        _measured(1000.0, around[90], plain=True, label="wide"),
+        _measured(500.0, [70 + d for d in draws], plain=True, label="poor"),
+        _measured(100.0, exact, label="level"),
+        _measured(10.0, [88, 88.1, 88.2, 87.9, 88], label="above"),
+        _measured(5000.0, [88, 88.1, 88.2, 87.9, 88], label="below"),
+        _measured(9.5, [80, 80.2, 80, 80, 80.1], label="as fast as the clock tells"),
+        _measured(5.0, around[90], label="faster"),
+        _row(*((seed, "done", 90.0) for seed in range(5))),  # without costs
+    ]
+    _judge(rows)
+    found = {row["label"]: row["frontier"] for row in rows}
+    assert [row["frontier"] for row in rows[:3]] == [None] * 3
+    assert rows[-1]["frontier"] is None
+    words = {label: entry["verdict"] for label, entry in found.items() if entry}
+    assert words == {
+        "level": "level",
+        "above": "above",
+        "below": "below",
+        "as fast as the clock tells": "level",
+        "faster": "outside",
+    }
+    assert found["level"]["between"] == ["narrow", "wide"]
+    assert found["level"]["score"] == pytest.approx(85.0)  # half way in log latency
+    assert found["above"]["between"] == ["narrow"]
+    assert found["below"]["between"] == ["wide"]
+    assert found["above"]["mean"] == pytest.approx(8.04)
+
+
 def test_without_a_baseline_nothing_is_judged():
     rows = [_row((0, "failed", None)), _row((0, "done", 50.0))]
     _judge(rows)

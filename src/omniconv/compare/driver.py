@@ -6,7 +6,7 @@ What the store already holds is not done again; everything new is in the store b
 from __future__ import annotations
 
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +80,8 @@ def drive(schedule: Schedule, store: Store, out: Path) -> Generator[Event]:
     for job in schedule.jobs():
         trial = store.trial(job.id)
         if trial is not None and trial.final:
-            yield Event("kept", job.row, job, {"status": trial.status, "score": trial.score})
+            record = {"status": trial.status, "score": trial.score, "reason": trial.reason}
+            yield Event("kept", job.row, job, record | _validation(trial.curve))
         else:
             yield from _trial(
                 store, job, samples(), work / f"{job.id}.pt", schedule.plan.time_limit
@@ -107,17 +108,24 @@ def _trial(
         "data": data,
         "checkpoint": str(checkpoint),
     }
+    last: list[dict[str, Any]] = []
     with closing(worker.run("trial", task, job.point["threads"], time_limit)) as events:
         for event in events:
             kind, record = event["event"], {k: v for k, v in event.items() if k != "event"}
             if kind == "leg":
                 store.add_leg(job.id, record)
+                last = [record]
             if kind in ("end", "failed"):
                 record = {"status": "failed", **record}
                 store.end(job.id, **record)
                 checkpoint.unlink(missing_ok=True)
-                kind = "end"
+                kind, record = "end", record | _validation(last)
             yield Event(kind, job.row, job, record)
+
+
+def _validation(curve: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The last score on validation, for those who watch."""
+    return {"validation_score": curve[-1]["validation_score"] if curve else None}
 
 
 def _costs(schedule: Schedule, store: Store, id: str, data: str) -> Generator[Event]:

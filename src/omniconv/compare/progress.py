@@ -70,8 +70,10 @@ class _Lines:
         """How a trial ended."""
         end, metric = event.record, self.tally.schedule.prepared.metric
         if end["status"] == "done":
-            known = end.get("score") is not None
-            return f"{end['score']:.{_digits(metric.unit)}f} {metric.unit}" if known else "done"
+            score = end.get("score")
+            value = end["validation_score"] if score is None else score
+            shown = f"{value:.{_digits(metric.unit)}f} {metric.unit}"
+            return shown if score is not None else f"{shown} on validation"
         return end["status"] + (f" ({end['reason']})" if end.get("reason") else "")
 
     def say(self, text: str) -> None:
@@ -168,7 +170,8 @@ def final_table(results: Mapping[str, Any]) -> str:
         )
     lines = text_table(table)
     for row in results["rows"]:
-        reasons = {trial["reason"]: trial for trial in row["trials"] if trial["reason"]}
+        failed = [trial for trial in row["trials"] if trial["reason"]]
+        reasons = {trial["reason"]: trial for trial in reversed(failed)}
         lines += [
             f"{row['label']}, seed {trial['seed']}: {trial['status']}: {reason}"
             for reason, trial in reasons.items()
