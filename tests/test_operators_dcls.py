@@ -9,6 +9,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 import omniconv as oc
+from omniconv.kernels import backend
 from omniconv.math import taps as construction
 from omniconv.math.slices import in_slices
 
@@ -295,7 +296,8 @@ def test_memory_grows_with_the_taps_and_not_with_the_extent():
 
 
 @pytest.mark.parametrize("interpolation", BOTH)
-def test_wide_footprints_are_built_in_slices(monkeypatch, interpolation):
+def test_the_reference_builds_wide_footprints_in_slices(monkeypatch, interpolation):
+    monkeypatch.setattr(backend, "_backend", "torch")
     torch.manual_seed(0)
     layer = oc.DCLSConv2d(4, 6, (5, 4), interpolation=interpolation, dtype=torch.float64)
     torch.nn.init.uniform_(layer.width, 0.1, 0.4)

@@ -99,8 +99,8 @@ def _source(kind: str) -> str:
     root = Path(omniconv.__file__).parent
     digest = hashlib.sha256()
     for name in (*ROOMS, *OWN[kind]):
-        for path in sorted((root / name).rglob("*.py")) or [root / name]:
-            if path.is_file():
+        for path in sorted((root / name).rglob("*")) or [root / name]:
+            if path.suffix in SOURCES and path.is_file():
                 digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
                 digest.update(path.read_bytes() + b"\0")
     return digest.hexdigest()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -57,3 +58,9 @@ def has_hooks(module: nn.Module) -> bool:
 def children(module: nn.Module) -> dict[str, nn.Module | None]:
     """All child names of a module, a tied child under each of its names."""
     return module._modules
+
+
+def is_transforming() -> bool:
+    """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return inside or forward_ad._current_level >= 0

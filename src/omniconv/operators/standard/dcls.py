@@ -50,8 +50,9 @@ from omniconv.core.geometry import check_floating
 from omniconv.core.layer import new_parameter, plain_class
 from omniconv.core.registry import register
 from omniconv.core.static_kernel import StaticKernel
+from omniconv.kernels.dcls import INTERPOLATIONS, NARROWEST, dcls
+from omniconv.kernels.dcls.flops import dcls_flops
 from omniconv.math.naive import naive_convolution
-from omniconv.math.taps import PROFILES, scattered_taps, separable_taps, slice_rows
 
 __all__ = [
     "DCLSConv1d",
@@ -63,8 +64,6 @@ __all__ = [
     "dcls_kernel",
 ]
 
-INTERPOLATIONS = ("bilinear", *PROFILES)
-NARROWEST = {"gauss": 0.27, "triangle": 1.0}
 INITIAL_WIDTH = {"gauss": 0.23, "triangle": 0.0}
 SPREAD = 0.5
 """Deviation of the positions that ``reset_parameters`` draws."""
@@ -110,17 +109,12 @@ def dcls_kernel(
     if interpolation == "bilinear":
         if width is not None:
             raise ValueError(f"width must be None for interpolation='bilinear', got {type(width)}")
-        return scattered_taps(taps.to(wide), position.to(wide), size).to(taps.dtype)
-    check_floating("width", width)
-    if width is None or width.shape != shape:
-        raise ValueError(f"width must have shape {shape}, got {args.show(width)}")
-    sigma = _sigma(width.to(wide), interpolation)
-    profile = PROFILES[interpolation]
-    return separable_taps(taps.to(wide), position.to(wide), sigma, size, profile).to(taps.dtype)
-
-
-def _sigma(width: Tensor, interpolation: str) -> Tensor:
-    return NARROWEST[interpolation] + torch.where(width < 0, -width, width)
+    else:
+        check_floating("width", width)
+        if width is None or width.shape != shape:
+            raise ValueError(f"width must have shape {shape}, got {args.show(width)}")
+        width = width.to(wide)
+    return dcls(taps.to(wide), position.to(wide), width, size, interpolation).to(taps.dtype)
 
 
 class _DCLSNd(StaticKernel):
@@ -372,37 +366,8 @@ def _reference(layer: Any, x: Tensor) -> Tensor:
 def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     """The plain convolution and the kernel's construction."""
     plain = layer.geometry.flops(shape)
-    n, size, d = layer.taps.numel(), layer.kernel_size, layer.geometry.dim
-    if layer.interpolation == "bilinear":
-        # place and cell per axis, a product and a difference per split tap, a sum per corner
-        forward = n * (4 * d + 2 * (2**d - 1) + 2**d)
-        backward = n * (6 * (2**d - 1) - d)
-        return plain[0] + forward, plain[1] + backward
-    forward, backward = _separable_flops(n, size, layer.interpolation)
-    slices = math.ceil(layer.taps.shape[0] / slice_rows(layer.taps.shape, size))
-    grids = slices * sum(size)
-    if slices > 1:  # each is built again
-        backward += forward + grids
-    # sigma = c + |width|
-    return plain[0] + forward + grids + 2 * d * n, plain[1] + backward + 2 * d * n
-
-
-def _separable_flops(n: int, size: tuple[int, ...], interpolation: str) -> tuple[int, int]:
-    """Profiles, their sums, the products that join them, and their gradients, for n taps."""
-    per_entry, per_tap = {"gauss": (4, 3), "triangle": (3, 0)}[interpolation]
-    entry_gradient, tap_gradient = {"gauss": (6, 7), "triangle": (3, 0)}[interpolation]
-    forward, backward = 2 * n * math.prod(size), 4 * n * math.prod(size)
-    for s in size:
-        # distance, profile and its sum; clamped position and division
-        forward += n * ((2 + per_entry) * s + 2 + per_tap)
-        # besides: two uses of a profile are added, gradients summed for position and sigma
-        backward += n * ((4 + entry_gradient) * s + 5 + tap_gradient)
-    joined = 1
-    for s in size[:-1]:
-        joined *= s
-        forward += n * joined
-        backward += n * joined * (4 if s > 1 else 3)
-    return forward, backward
+    own = dcls_flops(layer.taps.shape, layer.kernel_size, layer.interpolation)
+    return plain[0] + own[0], plain[1] + own[1]
 
 
 def _samples(dim: int) -> tuple[Sample, ...]:

@@ -1,0 +1,1 @@
+"""Acceleration behind functionals: a torch reference, and compiled code that computes the same."""

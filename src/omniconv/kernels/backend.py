@@ -1,0 +1,99 @@
+"""The choice between a kernel and its torch reference, in plain Python.
+
+The back end is ``"auto"``, a kernel wherever there is one, or ``"torch"``, the reference always. It
+starts as the environment's ``OMNICONV_BACKEND``. Keys, parameters and formulas never depend on it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omniconv.core import args
+from omniconv.core.compat import is_transforming
+from omniconv.kernels import build
+
+__all__ = ["BACKENDS", "State", "get_backend", "kernel_for", "load", "set_backend", "state"]
+
+BACKENDS = ("auto", "torch")
+DTYPES = (torch.float32, torch.float64)
+
+_backend = args.choice("OMNICONV_BACKEND", os.environ.get("OMNICONV_BACKEND", "auto"), BACKENDS)
+_states: dict[str, State] = {}
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class State:
+    """A kernel in this process: loaded ``path``, or the ``reason`` why it cannot be."""
+
+    path: str = ""
+    reason: str = ""
+
+
+def get_backend() -> str:
+    """The back end in use: ``"auto"`` or ``"torch"``."""
+    return _backend
+
+
+def set_backend(name: str) -> None:
+    """Use this back end from now on, in this process.
+
+    Raises:
+        ValueError: ``name`` is neither ``"auto"`` nor ``"torch"``.
+    """
+    global _backend
+    _backend = args.choice("name", name, BACKENDS)
+
+
+def kernel_for(name: str, *tensors: Tensor) -> bool:
+    """Whether the kernel ``name`` computes on these tensors; else its torch reference does.
+
+    It does not where the back end is ``"torch"``; while a program is exported or traced, so that
+    it holds torch's operators only; under ``torch.func`` and forward-mode derivatives; for other
+    devices and dtypes than the CPU's float32 and float64; and where it can be neither found nor
+    built, which a warning says once.
+    """
+    if _backend == "torch" or torch.compiler.is_exporting():
+        return False
+    dtype = tensors[0].dtype
+    if dtype not in DTYPES or any(t.device.type != "cpu" or t.dtype != dtype for t in tensors):
+        return False
+    if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or is_transforming()):
+        return False
+    return _ready(name)
+
+
+@torch.compiler.assume_constant_result
+def _ready(name: str) -> bool:
+    found = _states.get(name)
+    return not (load(name) if found is None else found).reason
+
+
+def load(name: str) -> State:
+    """Load the kernel's library into this process, building it where none is found."""
+    with _lock:
+        if name not in _states:
+            try:
+                path = build.library(name)
+                torch.ops.load_library(path)
+                _states[name] = State(path=str(path))
+            except (build.CannotBuild, OSError) as error:
+                reason = " ".join(str(error).split())
+                _states[name] = State(reason=reason)
+                warnings.warn(
+                    f"omniconv computes {name} by its torch reference, which is slower: {reason}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return _states[name]
+
+
+def state(name: str) -> State | None:
+    """What :func:`load` gave in this process; None before its first call."""
+    return _states.get(name)

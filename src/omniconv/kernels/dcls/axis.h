@@ -1,0 +1,237 @@
+// One tap per vector lane: the lanes, and the tap's profile along one axis with its derivatives.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+// GCC clones named functions only, never lambdas; what they call is inlined into each clone.
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
+    __GNUC__ >= 12
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+enum Footprint { bilinear, gauss, triangle };
+
+template <class T>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  static constexpr int64_t count = 16;
+  typedef int32_t Int;
+  typedef float Value __attribute__((vector_size(64)));
+  typedef int32_t Index __attribute__((vector_size(64)));
+};
+
+template <>
+struct Lanes<double> {
+  static constexpr int64_t count = 8;
+  typedef int64_t Int;
+  typedef double Value __attribute__((vector_size(64)));
+  typedef int64_t Index __attribute__((vector_size(64)));
+};
+
+template <class T>
+using Value = typename Lanes<T>::Value;
+template <class T>
+using Index = typename Lanes<T>::Index;
+
+// Axes of a kernel of fewer than three axes are the last ones; those before them have size 1.
+struct Shape {
+  int64_t pairs, taps, dim;
+  int64_t size[3];
+
+  int64_t entries() const { return size[0] * size[1] * size[2]; }
+  int64_t profiles() const { return size[0] + size[1] + size[2]; }
+  int64_t rows(bool width) const { return taps * (1 + dim * (1 + width)); }
+  bool real(int64_t axis) const { return axis >= 3 - dim; }
+  int64_t row(int64_t axis, int64_t tap) const { return (axis - (3 - dim)) * taps + tap; }
+};
+
+// exp(x) for -40 <= x <= 0 to 1 unit in the last place, NaN for NaN: 2^n e^r with |r| <= ln(2) / 2,
+// e^r = 1 + r + r^2 P(r). Adding `shift` rounds to an integer and leaves it in the lowest bits.
+INLINE void exponential(Value<float>& x) {
+  constexpr float shift = 12582912.0f;
+  Value<float> t = x * 1.44269504088896341f + shift;
+  Value<float> n = t - shift;
+  Value<float> r = x - n * 0.693359375f - n * -2.12194440e-4f;
+  Value<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  Index<float> bits;
+  std::memcpy(&bits, &t, sizeof bits);
+  bits = (bits + 127) << 23;
+  Value<float> power;
+  std::memcpy(&power, &bits, sizeof power);
+  x = p * power;
+}
+
+INLINE void exponential(Value<double>& x) {
+  constexpr double shift = 6755399441055744.0;
+  Value<double> t = x * 1.4426950408889634074 + shift;
+  Value<double> n = t - shift;
+  Value<double> r = x - n * 6.93147180369123816490e-01 - n * 1.90821492927058770002e-10;
+  Value<double> p = r * (1.0 / 6227020800) + 1.0 / 479001600;
+  p = p * r + 1.0 / 39916800;
+  p = p * r + 1.0 / 3628800;
+  p = p * r + 1.0 / 362880;
+  p = p * r + 1.0 / 40320;
+  p = p * r + 1.0 / 5040;
+  p = p * r + 1.0 / 720;
+  p = p * r + 1.0 / 120;
+  p = p * r + 1.0 / 24;
+  p = p * r + 1.0 / 6;
+  p = p * r + 0.5;
+  p = p * (r * r) + r + 1.0;
+  Index<double> bits;
+  std::memcpy(&bits, &t, sizeof bits);
+  bits = (bits + 1023) << 52;
+  Value<double> power;
+  std::memcpy(&power, &bits, sizeof power);
+  x = p * power;
+}
+
+// One axis of one tap of every lane.
+template <class T>
+struct Axis {
+  int64_t size, first, last;  // the entries from first to last - 1 are all that count
+  T centre;
+  Value<T>* row;  // the profile, not divided by its sum
+  Value<T> place, sigma, sum;
+  Value<T> low, part;  // bilinear: the cell's lower entry, and the position in the cell
+
+  INLINE void clamp(const Value<T>& position) {  // NaN stays NaN
+    place = position < -centre ? -centre + Value<T>{} : position;
+    place = place > centre ? centre + Value<T>{} : place;
+  }
+
+  // On an entry the cell above counts, on the last one the cell below. NaN: cell 0, part NaN.
+  INLINE void locate() {
+    const T half = T((size - 1) / 2), most = T(std::max<int64_t>(size - 2, 0));
+    Value<T> shifted = place + (centre - half);
+    Value<T> from = shifted + half;
+    from = from > T(0) ? from : Value<T>{};
+    from = __builtin_convertvector(__builtin_convertvector(from, Index<T>), Value<T>);
+    from = from - half > shifted ? from - T(1) : from;  // the sum above was rounded up
+    from = from > T(0) ? from : Value<T>{};
+    low = from < most ? from : most + Value<T>{};
+    part = shifted - (low - half);
+  }
+
+  INLINE void window(const Value<T>& reach) {
+    first = 0;
+    last = size;
+    if (size <= 4) return;
+    const T end = T(size);
+    Value<T> from = place - reach + centre, to = place + reach + (centre + T(1));
+    from = from > T(0) ? from : Value<T>{};
+    from = from < end ? from : end + Value<T>{};
+    to = to < end ? to : end + Value<T>{};
+    Index<T> lower = __builtin_convertvector(from, Index<T>);
+    Index<T> upper = __builtin_convertvector(to, Index<T>);
+    typename Lanes<T>::Int least = lower[0], most = upper[0];
+    for (int64_t l = 1; l < Lanes<T>::count; l++) {
+      least = std::min(least, lower[l]);
+      most = std::max(most, upper[l]);
+    }
+    first = least;
+    last = std::min<int64_t>(most + 1, size);
+  }
+
+  INLINE Value<T> distance(int64_t u) const { return (T(u) - centre) - place; }
+
+  template <int F>
+  INLINE void profile(const Value<T>& position, const Value<T>* width) {
+    clamp(position);
+    if (F == bilinear) {
+      locate();
+      window(T(1) + Value<T>{});
+      for (int64_t u = first; u < last; u++) {
+        Value<T> value = low == T(u) ? T(1) - part : Value<T>{};
+        row[u] = low == T(u - 1) ? part : value;
+      }
+      return;
+    }
+    sigma = (F == gauss ? T(0.27) : T(1)) + (*width < T(0) ? -*width : *width);
+    sum = Value<T>{};
+    if (F == gauss) {
+      window(T(9) * sigma);
+      const Value<T> scale = T(-0.5) / (sigma * sigma);
+      for (int64_t u = first; u < last; u++) {
+        const Value<T> x = distance(u), power = x * x * scale;
+        Value<T> value = power < T(-40) ? T(-40) + Value<T>{} : power;
+        exponential(value);
+        value = power < T(-40) ? Value<T>{} : value;
+        row[u] = value;
+        sum += value;
+      }
+    } else {
+      window(sigma);
+      for (int64_t u = first; u < last; u++) {
+        const Value<T> x = distance(u), value = sigma - (x < T(0) ? -x : x);
+        row[u] = value < T(0) ? Value<T>{} : value;
+        sum += row[u];
+      }
+    }
+  }
+
+  // Gradients for position and width from those for the profile divided by its sum, of which
+  // `mean` is the profile's average.
+  template <int F>
+  INLINE void pull_back(
+      const Value<T>* gradient, const Value<T>& mean, const Value<T>& weight, Value<T>& position,
+      Value<T>* width) const {
+    Value<T> moved{}, widened{};
+    if (F == bilinear) {
+      if (size > 1)
+        for (int64_t u = first; u < last; u++) {
+          moved -= low == T(u) ? gradient[u] : Value<T>{};
+          moved += low == T(u - 1) ? gradient[u] : Value<T>{};
+        }
+      moved *= weight;
+    } else {
+      const Value<T> inverse = T(1) / sigma;
+      for (int64_t u = first; u < last; u++) {
+        const Value<T> x = distance(u);
+        Value<T> each = gradient[u] - mean;
+        if (F == gauss) {
+          each *= row[u] * x;
+          moved += each;
+          widened += each * x;
+        } else {
+          each = sigma - (x < T(0) ? -x : x) >= T(0) ? each : Value<T>{};
+          widened += each;
+          moved += x > T(0) ? each : (x < T(0) ? -each : Value<T>{});
+        }
+      }
+      Value<T> factor = F == gauss ? weight * inverse * inverse : weight / sum;
+      moved *= factor;
+      widened *= F == gauss ? factor * inverse : factor;
+      *width = *width < T(0) ? -widened : widened;
+    }
+    const auto inside = (position >= -centre) & (position <= centre);
+    position = inside ? moved : Value<T>{};
+  }
+};
+
+template <class T>
+INLINE Axis<T> new_axis(int64_t size, Value<T>*& row) {
+  Axis<T> axis;
+  axis.size = size;
+  axis.centre = T(size - 1) / T(2);
+  axis.row = row;
+  row += size;
+  return axis;
+}
+
+}  // namespace
