@@ -41,6 +41,8 @@ ROOMS = (
 )
 """What every worker runs."""
 
+SOURCES = {".py", ".cpp", ".h"}
+
 OWN = {
     "trial": ("compare/trial.py", "compare/optimizer.py", "compare/pictures.py"),
     "cost": ("compare/cost.py", "analysis"),
