@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from omniconv.compare.report import LIMIT, to_csv, write_report
-from omniconv.compare.report.data import SLUGS, read
-from omniconv.compare.report.figures import frontier, thinned
-from omniconv.compare.report.kernels import data_uri, pictures
+from omniconv.compare.report import LIMIT, png, to_csv, write_report
+from omniconv.compare.report.curves import thinned
+from omniconv.compare.report.data import SLUGS, STANDINGS, Kernels
 from omniconv.compare.report.labels import Box, place
+from omniconv.compare.report.scatter import frontier
 from omniconv.compare.report.svg import Scale, focus
-from omniconv.compare.report.words import headline, quantity, ratio, significant
 from report_results import make_results
 
 NASTY = (
@@ -33,7 +32,7 @@ PLAIN_TAGS = re.findall(
     r"\w+",
     "html head meta title style body header main footer section div p h1 h2 h3 dl dt dd b small "
     "span ul li figure figcaption table thead tbody tr th td button input label details summary "
-    "pre code img script svg g path rect circle text use defs",
+    "pre code img script svg g path rect circle text use defs symbol image caption strong",
 )
 
 
@@ -90,7 +89,8 @@ def assert_harmless(source: str) -> Page:
         for name in ("src", "href"):
             if name in attributes:
                 target = attributes[name] or ""
-                assert target == "#all-curves" or target.startswith("data:image/png;base64,"), tag
+                inside = re.fullmatch("#(all-curves|image-[0-9]+)", target)
+                assert inside or target.startswith("data:image/png;base64,"), tag
     assert "url(" not in page.texts["style"]
     assert "@import" not in page.texts["style"]
     return page
@@ -109,14 +109,16 @@ def test_policy_allows_exactly_the_inlined_style_and_script(tmp_path: Path):
 
 @pytest.mark.parametrize("verdicts", ["kept", "replaced"])
 def test_every_text_of_the_results_is_escaped(tmp_path: Path, verdicts: str):
-    kept = {*SLUGS, "done", "swapped", "skipped"} if verdicts == "kept" else set()
+    known = {*SLUGS, *STANDINGS, "done", "swapped", "skipped"}
+    kept = known if verdicts == "kept" else set()
 
     def change(value: Any) -> Any:
         return NASTY if isinstance(value, str) and value not in kept else value
 
-    results = map_leaves(make_results(failing=1, epochs=3), change)
+    results = map_leaves(make_results(failing=1, points=3, screened=2), change)
     for row in results["rows"]:
         row["operator"], row["label"] = NASTY, f"{NASTY}({NASTY})"
+        row["extras"] = {NASTY: 0.5}
     results["plan"][NASTY] = {NASTY: NASTY}
     page = assert_harmless(render(results, tmp_path))
     shown = NASTY.translate({0: "\ufffd", 0x202E: "\ufffd", 0xD800: "\ufffd"})
@@ -128,7 +130,8 @@ def test_every_text_of_the_results_is_escaped(tmp_path: Path, verdicts: str):
 
 
 def test_any_value_may_be_null_missing_or_not_finite(tmp_path: Path):
-    whole = make_results(rows=2, seeds=1, epochs=2, size=2)
+    whole = make_results(rows=5, seeds=1, points=2, size=2, screened=1)
+    whole["rows"] = [whole["rows"][i] for i in (0, 3, 5)]
 
     def paths(value: Any, path: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         items = value.items() if isinstance(value, dict) else enumerate(value[:1])
@@ -140,7 +143,7 @@ def test_any_value_may_be_null_missing_or_not_finite(tmp_path: Path):
         return found
 
     places = [path for path in paths(whole, ()) if isinstance(path[-1], str)]
-    assert len(places) > 100
+    assert len(places) > 130
     for path in places:
         if path == ("schema",):
             continue
@@ -159,14 +162,16 @@ def test_any_value_may_be_null_missing_or_not_finite(tmp_path: Path):
 @pytest.mark.parametrize(
     ("shape", "most"),
     [
-        ({"rows": 6, "seeds": 5, "epochs": 2}, 120_000),
-        ({"rows": 1, "seeds": 1, "epochs": 1}, 60_000),
-        ({"rows": 4, "seeds": 2, "epochs": 1, "failing": 1}, 90_000),
+        ({"rows": 6, "seeds": 5, "points": 2}, 150_000),
+        ({"rows": 1, "seeds": 1, "points": 1}, 60_000),
+        ({"rows": 4, "seeds": 2, "points": 1, "failing": 1}, 100_000),
         ({"rows": 3, "failing": 3}, 60_000),
-        ({"rows": 20, "seeds": 5, "epochs": 100, "size": 11, "failing": 2}, LIMIT),
-        ({"rows": 40, "seeds": 25, "epochs": 150, "size": 9}, LIMIT),
+        ({"rows": 6, "seeds": 5, "points": 30, "task": "denoise"}, 150_000),
+        ({"rows": 20, "seeds": 5, "points": 100, "size": 11, "failing": 2}, LIMIT),
+        ({"rows": 40, "seeds": 25, "points": 150, "size": 9}, LIMIT),
+        ({"rows": 150, "seeds": 60, "points": 9, "screened": 300}, LIMIT),
     ],
-    ids=["default", "one", "quick", "failed", "many", "huge"],
+    ids=["default", "one", "quick", "failed", "denoise", "many", "huge", "absurd"],
 )
 def test_size(tmp_path: Path, shape: dict[str, int], most: int):
     source = render(make_results(**shape), tmp_path)
@@ -181,9 +186,9 @@ def test_the_page_holds_the_numbers(tmp_path: Path):
     row = results["rows"][4]
     low, high = row["score"]["interval"]
     expected = [
-        "Two of five alternatives beat the plain convolution.",
+        "One of three operators beats the plain convolution",
         f"{row['score']['mean']:.1f}",
-        f"{low:.1f} to {high:.1f}",
+        f"[{low:.1f},\u00a0{high:.1f}]",
         "77.8 k",
         "×1.00",
         "dcls(kernel_size=5, taps=9)",
@@ -198,6 +203,10 @@ def test_the_page_holds_the_numbers(tmp_path: Path):
         "21 November 2026, 11:14 UTC",
         "0.048",
         "6 swapped",
+        "2 epochs",
+        "seed 1000, used for nothing else",
+        "of 28 × 28 pixels",
+        "6 tried, the best on validation is taken",
     ]
     assert [piece for piece in expected if piece not in text] == []
 
@@ -210,67 +219,10 @@ def test_the_plan_on_the_page_is_the_plan(tmp_path: Path):
     assert json.loads(found[0]) == results["plan"]
 
 
-def verdicts(*found: str, seeds: int = 5) -> tuple[str, str]:
-    results = make_results(rows=len(found), seeds=seeds)
-    for row, verdict in zip(results["rows"], found, strict=True):
-        row["verdict"] = verdict
-        if verdict == "failed":
-            row["score"] = row["difference"] = None
-    return headline(read(results))
-
-
-def test_headline():
-    same = "no relevant difference"
-    assert verdicts("baseline", "gain")[0] == "The one alternative beats the plain convolution."
-    assert verdicts("baseline", "gain", "gain")[0].startswith("All two alternatives beat")
-    answer, support = verdicts("baseline", "gain", "loss", "failed")
-    assert answer == "One of three alternatives beats the plain convolution."
-    assert support.startswith("It is conv(kernel_size=5): +")
-    assert support.endswith("The others: one worse, one failed.")
-    answer, support = verdicts("baseline", same, "loss")
-    assert answer == "No alternative was better than the plain convolution by more than 0.5 points."
-    assert support == "Of the alternatives: one without a relevant difference, one worse."
-    assert verdicts("baseline", same, "undecided")[0].startswith("No alternative is shown to beat")
-    few = verdicts("baseline", "too few seeds", "too few seeds", seeds=2)
-    assert few[0] == "Too few seeds for a verdict."
-    assert few[1].startswith("Two seeds were run, at least five are needed")
-    assert verdicts("failed", "failed")[0].startswith("No row finished")
-    assert verdicts("failed", "undecided")[0].startswith("The plain convolution did not finish")
-    assert verdicts("baseline")[0].startswith("One row alone")
-    assert verdicts("baseline", "failed")[0] == "Nothing but the plain convolution finished."
-
-
-def test_the_largest_gain_is_the_best_one_of_a_score_where_less_is_better():
-    results = make_results(rows=3)
-    results["metric"].update(name="error", higher_is_better=False)
-    for row, mean in zip(results["rows"][1:], (-0.7, -2.0), strict=True):
-        row["verdict"], row["difference"]["mean"] = "gain", mean
-    assert "conv(width=1.5): −2.0 points" in headline(read(results))[1]
-
-
-def test_number_formats():
-    assert [quantity(v) for v in (None, 12, 999, 77_754, 999_900, 18.9e6)] == [
-        "–",
-        "12",
-        "999",
-        "77.8 k",
-        "1.00 M",
-        "18.9 M",
-    ]
-    assert [significant(v) for v in (0, 0.00123, 0.84, 61.04, 119.6, 1234.5)] == [
-        "0",
-        "0.00123",
-        "0.840",
-        "61.0",
-        "120",
-        "1,230",
-    ]
-    assert [ratio(v) for v in (None, 1.0, 2.307, 12.4)] == ["", "×1.00", "×2.31", "×12"]
-
-
 def test_other_schemas_are_refused_in_one_sentence(tmp_path: Path):
-    for results, found in ((make_results() | {"schema": 2}, "2"), ({}, "None"), ([], "'list'")):
-        with pytest.raises(ValueError, match=f"^results: schema is {found}; this report reads"):
+    for results, found in ((make_results() | {"schema": 1}, "1"), ({}, "None"), ([], "'list'")):
+        sentence = f"^results: schema is {found}; this report reads schema 2$"
+        with pytest.raises(ValueError, match=sentence):
             write_report(results, tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []
 
@@ -361,22 +313,42 @@ def test_curves_keep_their_ends():
     assert thinned(curve[:1], 12) == curve[:1]
 
 
-def test_kernel_pictures_show_sign_and_strength():
+def pixels(uri: str) -> np.ndarray:
     image = pytest.importorskip("PIL.Image", reason="reads the PNG back with pillow")
-    kernel = [[-0.5, 0.0, 0.25], [0.5, -0.125, 0.0]]
-    _, content = data_uri(kernel, 0.5).split(",")
+    _, content = uri.split(",")
     with image.open(io.BytesIO(base64.b64decode(content))) as picture:
-        pixels = np.asarray(picture.convert("RGBA")).astype(int)
-    assert pixels.shape == (24, 36, 4)
-    shown = pixels[6::12, 6::12]
-    signed = np.where(shown[..., 2] > shown[..., 0], 1, -1) * shown[..., 3] / 255
-    np.testing.assert_allclose(signed * 0.5, kernel, atol=0.002)
+        return np.asarray(picture.convert("RGBA")).astype(int)
 
 
-def test_kernel_pictures_stay_within_their_budget():
-    kernels = np.random.default_rng(0).normal(size=(16, 9, 9)).tolist()
-    everything = pictures(kernels, 10**6)
-    assert len(everything) == 16
-    some = pictures(kernels, 5000)
-    assert 0 < len(some) < 16
-    assert sum(map(len, some)) <= 5000
+def test_kernel_pictures_show_sign_and_strength():
+    kernel = ((-0.5, 0.0, 0.25), (0.5, -0.125, 0.0), (0.1, 0.2, 0.3))
+    blank = ((0.0, 0.0, 0.0),) * 3
+    found = pixels(png.kernels(Kernels("a", "b", (blank,) * 8 + (kernel,)), 9))
+    assert found.shape == (36 + 5 + 36, 8 * (36 + 5) - 5, 4)
+    assert not found[36:41].any()
+    assert not found[:, 36:41].any()
+    shown = found[41 + 6 :: 12, 6:36:12]
+    grey = (shown == (128, 132, 128, 26)).all(-1)
+    assert (grey == (np.asarray(kernel) == 0)).all()
+    signed = np.where(shown[..., 2] > shown[..., 0], 1, -1) * shown[..., 3] / 255 * ~grey
+    np.testing.assert_allclose(signed * 0.5, kernel, atol=0.5 / 15 / 2 + 0.002)
+
+
+def test_heat_and_shares_grow_with_the_value():
+    values = tuple(i / 20 for i in range(21))
+    for draw, power in ((png.heat, 1.0), (png.shares, 0.5)):
+        opacity = pixels(draw((values, values)))[0, :, 3]
+        assert opacity[0] == 0
+        assert (np.diff(opacity) >= 0).all()
+        np.testing.assert_allclose(opacity / opacity[-1], np.asarray(values) ** power, atol=0.04)
+
+
+@pytest.mark.parametrize("levels", [16, 64])
+def test_images_keep_their_pixels(levels: int):
+    draw = np.random.default_rng(0)
+    for shape in ((7, 5), (7, 5, 3)):
+        image = draw.integers(0, 256, shape)
+        lines = [[tuple(p) if isinstance(p, list) else p for p in line] for line in image.tolist()]
+        found = pixels(png.image(lines, levels))[..., :3]
+        wanted = image if len(shape) == 3 else np.repeat(image[..., None], 3, -1)
+        assert abs(found - wanted).max() <= 255 / (levels - 1) / 2 + 1

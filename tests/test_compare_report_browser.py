@@ -114,7 +114,7 @@ def test_the_page_loads_nothing_sorts_and_fits(tmp_path: Path):
 
 
 def test_many_labels_keep_apart_in_dark_too(tmp_path: Path):
-    write_report(make_results(rows=20, epochs=6), tmp_path / "report.html")
+    write_report(make_results(rows=20, points=6), tmp_path / "report.html")
     frames, _ = browse(tmp_path, "--blink-settings=preferredColorScheme=0")
     for frame in frames:
         assert frame["clashes"] == 0

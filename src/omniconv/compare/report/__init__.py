@@ -16,10 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from . import words
-from .data import COSTS, Comparison, read
+from . import formats
+from .data import COSTS, Comparison, Row
+from .read import read
 from .svg import mark, picture
 from .views import view
+
+__all__ = ["LIMIT", "to_csv", "write_report"]
 
 LIMIT = 1_000_000
 """The largest size of a report in bytes."""
@@ -30,15 +33,16 @@ _TEMPLATES = Path(__file__).parent / "templates"
 def write_report(results: Mapping[str, Any], path: str | Path) -> None:
     """Write the report of `results` (the content of results.json) to `path`.
 
-    Long runs lose detail (points of curves, kernel pictures) until the file has at most 1 MB.
+    Long runs lose detail (points of curves, pictures, then single trials) until the file has at
+    most 1 MB.
 
     Raises:
-        ValueError: `results` is not of schema 1.
+        ValueError: `results` is not of schema 2.
         OSError: `path` cannot be written; a file already there is left as it was.
     """
     page = read(results)
     html = ""
-    for detail in (1.0, 0.5, 0.25, 0.1, 0.0):
+    for detail in (1.0, 0.5, 0.25, 0.1, 0.0, -1.0):
         html = _render(page, detail)
         if len(html.encode()) <= LIMIT:
             break
@@ -46,23 +50,33 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> None:
 
 
 def to_csv(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write one line per trial to `path`, with the costs of its row.
+    """Write one line per trial to `path`, with the verdicts and the costs of its row.
 
     Text that a spreadsheet would take for a formula is preceded by an apostrophe.
 
     Raises:
-        ValueError: `results` is not of schema 1.
+        ValueError: `results` is not of schema 2.
         OSError: `path` cannot be written; a file already there is left as it was.
     """
     own = ("seed", "status", "score", "validation", "seconds", "reason", "id")
+    beside = ("frontier_verdict", "frontier_score", "frontier_difference")
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["row", "verdict", *own, *COSTS])
+    table.writerow(["row", "plain", "verdict", *beside, "lr", *own, *COSTS])
     for row in read(results).rows:
+        common = (row.label, "yes" if row.plain else "no", row.verdict, *_beside(row), row.lr)
         for trial in row.trials:
-            values = [row.label, row.verdict, *(getattr(trial, name) for name in own)]
+            values = [*common, *(getattr(trial, name) for name in own)]
             table.writerow([_cell(value) for value in (*values, *row.cost.values())])
     _replace(Path(path), text.getvalue())
+
+
+def _beside(row: Row) -> tuple[str | float | None, ...]:
+    """Verdict against the frontier, the frontier's score and the difference to it."""
+    found = row.standing
+    if found is None:
+        return None, None, None
+    return found.verdict, found.score, found.change.mean if found.change else None
 
 
 def _cell(value: Any) -> Any:
@@ -100,8 +114,8 @@ def _render(page: Comparison, detail: float) -> str:
     style, script = ((_TEMPLATES / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
     return _template().render(
         page=page,
-        words=words,
-        places=words.decimals(page.metric),
+        words=formats,
+        places=formats.decimals(page.metric),
         style=style,
         script=script,
         style_hash=_hash(style),
