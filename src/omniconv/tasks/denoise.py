@@ -70,7 +70,9 @@ def from_content(content: dict[str, Any]) -> Images:
 
 def metric(data: Images) -> Metric:
     """PSNR in dB, the mean over the test set; chance is the noisy images' own, 0.1 dB matters."""
-    return Metric("PSNR", "dB", True, evaluate(nn.Identity(), data, "test")[1], 0.1)
+    # the last bits of a sum differ with the number of threads
+    chance = round(evaluate(nn.Identity(), data, "test")[1], 6)
+    return Metric("PSNR", "dB", True, chance, 0.1)
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
