@@ -171,6 +171,13 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.features.__func__ is type(model).features
 
 
+def test_a_frozen_model_is_explained_too() -> None:
+    torch.manual_seed(0)
+    model = Tiny()
+    expected = grad_cam(model, IMAGES, 1)
+    assert torch.equal(grad_cam(model.requires_grad_(False), IMAGES, 1), expected)
+
+
 def test_an_instance_s_own_features_come_back() -> None:
     model = Tiny()
     own = model.features

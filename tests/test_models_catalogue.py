@@ -64,6 +64,12 @@ def test_width_of_the_first_stage(name: str, where: str, width: int) -> None:
         assert wider.linear.out_features == 4
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_width_below_1_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="width must be an int of at least 1, got 0"):
+        build(name, width=0)
+
+
 def test_denoisers_ignore_classes() -> None:
     assert build("dncnn3", classes=None, width=2)(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 4, 4)
     with pytest.raises(TypeError, match="classes must be an int of at least 1, got None"):
