@@ -73,7 +73,7 @@ class Images:
             digest.update(f"{name!r} {len(images)}".encode())
             for image in images:
                 digest.update(f"{tuple(image.shape)}".encode())
-                digest.update(image.numpy())
+                digest.update(image.numpy().tobytes())
         return digest.hexdigest()
 
     def to_content(self) -> dict[str, Any]:

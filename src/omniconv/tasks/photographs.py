@@ -73,7 +73,8 @@ def parse(spec: str) -> tuple[str, Path, float | None]:
     """
     if not isinstance(spec, str):
         raise TypeError(f"{WANTED}, got {args.show(spec)} ({type(spec).__name__})")
-    base, sigma = spec, SIGMA
+    base = spec
+    sigma: float | None = SIGMA
     match = re.fullmatch(rf"(.*),([^,={re.escape(os.sep)}]*)=([^,{re.escape(os.sep)}]*)", spec)
     if match:
         base, option, value = match.groups()
