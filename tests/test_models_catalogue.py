@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import omniconv as oc
 from omniconv.core.compat import ConvNd
 from omniconv.models import BACKBONES, build, task_of
+from omniconv.tasks.classify import load
 
 SMALL = ("resnet8", "vgg8", "unified", "unified-micro", "dncnn5", "nafnet")
 CLASSIFY = tuple(name for name in SMALL if name not in ("dncnn5", "nafnet"))
@@ -135,6 +136,29 @@ def test_learns(name: str) -> None:
         losses.append(value.item())
     assert losses[-1] < losses[0] / 2
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "lr", "share"), [("vgg8", 3e-3, 0.7), ("unified", 1e-2, 0.4)])
+def test_learns_digits_in_one_epoch(name: str, lr: float, share: float) -> None:
+    """Share of right answers on 500 digits that were not seen in training; chance is 0.1."""
+    data = load("mnist5k")
+    images, labels = data.train
+    unseen, answers = data.validation
+    model = small(name, width=8)
+    torch.manual_seed(0)
+
+    def logits(x: Tensor) -> Tensor:
+        return model((x.float() / 255 - 0.13) / 0.31)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    for batch in torch.randperm(len(images)).split(50):
+        optimizer.zero_grad()
+        F.cross_entropy(logits(images[batch]), labels[batch]).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        right = (logits(unseen).argmax(1) == answers).double().mean()
+    assert right > share
 
 
 @pytest.mark.parametrize("name", CLASSIFY)
