@@ -290,7 +290,7 @@ def rivals(
     """How many plain rows could as well have been chosen by :func:`at_latency`, with the chosen.
 
     Those that are not told apart from the faster point that it uses: p of the paired t test above
-    0.1, 5 % on either side. 0 where every point is slower.
+    0.05. 0 where every point is slower.
     """
     found = at_latency(points, latency, higher_is_better)
     if found is None:
@@ -300,6 +300,6 @@ def rivals(
     for i, (_, scores) in enumerate(points):
         common = [seed for seed in scores if seed in chosen]
         change = difference([scores[s] for s in common], [chosen[s] for s in common])
-        if i != found[0][0] and change and (change.p is None or change.p > 2 * LEVEL):
+        if i != found[0][0] and change and (change.p is None or change.p > LEVEL):
             count += 1
     return count
