@@ -130,11 +130,16 @@ def literature(
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    build: Annotated[
+        bool, typer.Option("--build", help="Build the kernels now, not at their first use.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """What works on this machine, what does not, and the remedy."""
     from omniconv.doctor import examine
 
-    findings = examine()
+    findings = examine(build)
     if as_json:
         _print_json([f.to_json() for f in findings])
     else:
@@ -249,10 +254,10 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the report of a comparison again, as far as it came."""
-    from omniconv.compare import report as rewrite
+    from omniconv.compare import rebuild
     from omniconv.compare.progress import final_table
 
-    code, results = rewrite(store)
+    code, results = rebuild(store)
     if as_json:
         _print_json(results)
     else:

@@ -10,19 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from omniconv.compare.comparison import report, run
+    from omniconv.compare.comparison import rebuild, run
     from omniconv.compare.plan import Plan, parse
     from omniconv.compare.plan import from_flags as plan_from_flags
     from omniconv.compare.refused import Refused
 
-__all__ = ["Plan", "Refused", "parse", "plan_from_flags", "report", "run"]
+__all__ = ["Plan", "Refused", "parse", "plan_from_flags", "rebuild", "run"]
 
 _HOMES = {
     "Plan": ("omniconv.compare.plan", "Plan"),
     "Refused": ("omniconv.compare.refused", "Refused"),
     "parse": ("omniconv.compare.plan", "parse"),
     "plan_from_flags": ("omniconv.compare.plan", "from_flags"),
-    "report": ("omniconv.compare.comparison", "report"),
+    "rebuild": ("omniconv.compare.comparison", "rebuild"),
     "run": ("omniconv.compare.comparison", "run"),
 }
 

@@ -21,7 +21,7 @@ from omniconv.compare.schedule import Schedule
 from omniconv.compare.store import Store
 from omniconv.tasks.task import TaskData
 
-__all__ = ["report", "run"]
+__all__ = ["rebuild", "run"]
 
 
 def run(
@@ -74,7 +74,7 @@ def run(
     return (0 if files.complete(results) else 1), results
 
 
-def report(out: str | Path) -> tuple[int, dict[str, Any]]:
+def rebuild(out: str | Path) -> tuple[int, dict[str, Any]]:
     """Write results.json, results.csv and report.html again from the store of a folder.
 
     They are of the plan that was worked on last, as far as it came; neither data nor training are

@@ -258,8 +258,8 @@ class Schedule:
             entry["kept"] = True
 
 
-class _Wanted(Exception):
-    """A trial that has not run yet."""
+class _Wanted(BaseException):
+    """A trial that has not run yet; no ``Exception``, which the search takes for a bad density."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(job.note)
