@@ -10,19 +10,13 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from omniconv.compare.report import LIMIT, png, to_csv, write_report
-from omniconv.compare.report.curves import thinned
-from omniconv.compare.report.data import SLUGS, STANDINGS, Kernels
-from omniconv.compare.report.labels import Box, place
-from omniconv.compare.report.scatter import frontier
-from omniconv.compare.report.svg import Scale, focus
+from omniconv.compare.report.data import SLUGS, STANDINGS
 from report_results import make_results
 
 NASTY = (
@@ -219,6 +213,98 @@ def test_the_plan_on_the_page_is_the_plan(tmp_path: Path):
     assert json.loads(found[0]) == results["plan"]
 
 
+def test_every_row_has_a_sentence_and_gains_look_no_better_than_no_gains(tmp_path: Path):
+    source = render(make_results(), tmp_path)
+    section = source[source.index('id="verdicts-title"') : source.index('id="scatter-title"')]
+    found = re.findall(r'<strong class="v-(\w+)">([^<]+)</strong>', section)
+    assert [slug for slug, _ in found] == [
+        *("equal", "equal", "gain", "equal", "loss", "loss"),
+        *("gain", "undecided"),
+    ]
+    assert len(re.findall(r'class="mark v-', section)) == len(found)
+    assert "about 14 seeds in all would decide" in section
+    assert ">Plain networks</h3>" in section
+
+
+def test_few_seeds_give_intervals_and_no_word_of_verdict(tmp_path: Path):
+    source = render(make_results(seeds=3), tmp_path)
+    section = source[source.index('id="verdicts-title"') : source.index('id="scatter-title"')]
+    assert "<strong" not in section
+    assert section.count("(three seeds, no verdict)") == 8
+    assert ">Differences</h2>" in section
+    assert not re.search(r'class="chip v-(gain|loss|equal|undecided)"', source)
+
+
+def test_attention_marks_wrong_predictions_in_words_too(tmp_path: Path):
+    results = make_results()
+    source = render(results, tmp_path)
+    page = Page(source)
+    assert len(page.find("symbol")) == 6
+    heads = [a["href"] for a in page.find("use") if (a["href"] or "").startswith("#image-")]
+    assert len(heads) == 6 * 7
+    wrong = re.findall(r'<td class="wrong">.*?</td>', source)
+    assert len(wrong) == 1
+    assert '>✗ </span>wave<span class="hidden"> (wrong)' in wrong[0]
+    assert "Where the networks look" not in render(make_results(task="denoise"), tmp_path)
+
+
+def test_receptive_fields_are_drawn_to_one_scale(tmp_path: Path):
+    results = make_results()
+    page = Page(render(results, tmp_path))
+    fields = [found["src"] for found in page.find("img") if found.get("class") == "field"]
+    assert len(fields) == 6
+    assert fields[0] == png.shares(
+        tuple(tuple(line) for line in results["rows"][0]["pictures"]["receptive_field"]["map"])
+    )
+    for percent in (41, 74, 29):
+        assert f"{percent} % of 28 × 28 pixels" in page.texts["page"]
+
+
+def test_tuning_shows_what_was_tried_and_taken(tmp_path: Path):
+    source = render(make_results(), tmp_path)
+    section = source[source.index('id="tuning-title"') : source.index('id="trials-title"')]
+    assert section.count(", taken</small>") == 5
+    assert section.count("the largest that was tried") == 2
+    assert section.count("given by the plan") == 1
+    assert "diverged<small>0.3</small>" in section
+    assert [f">rate × {factor}<" in section for factor in ("1/3", 1, 3)] == [True] * 3
+    given = render(make_results(tuned=False), tmp_path)
+    assert given.count("given by the plan") == 6
+    assert "rate ×" not in given
+
+
+def test_a_screen_is_shown_apart_from_the_comparison(tmp_path: Path):
+    source = render(make_results(screened=4), tmp_path)
+    compared, rest = source.split('id="screen-title"')
+    assert "condconv" not in compared
+    assert "The best six went on, with new seeds." in rest
+    names = re.findall(r'<th scope="row" class="row" data-sort="(\w+)', rest.split("</table>")[0])
+    assert len(names) == 7
+    assert set(names[3:]) == {"condconv", "ghost", "octave", "dynamic"}
+    assert "screened out" not in render(make_results(), tmp_path)
+
+
+def test_curves_count_what_the_budget_counts(tmp_path: Path):
+    text = Page(render(make_results(task="denoise", points=20), tmp_path)).texts["page"]
+    assert "Validation PSNR, dB, by step" in text
+    assert "2,000" in text
+    assert "epoch of conv" not in text
+    assert "Classes" not in text
+    assert "SSIM" in text
+    assert (
+        "Validation accuracy, %, by epoch" in Page(render(make_results(), tmp_path)).texts["page"]
+    )
+
+
+def test_a_trial_that_has_not_run_is_named(tmp_path: Path):
+    results = make_results()
+    trial = results["rows"][2]["trials"][4]
+    trial.update(status="missing", score=None, validation_score=None, seconds=None, curve=[])
+    text = Page(render(results, tmp_path)).texts["page"]
+    assert "it has not run yet" in text
+    assert "Every trial finished" not in text
+
+
 def test_other_schemas_are_refused_in_one_sentence(tmp_path: Path):
     for results, found in ((make_results() | {"schema": 1}, "1"), ({}, "None"), ([], "'list'")):
         sentence = f"^results: schema is {found}; this report reads schema 2$"
@@ -253,102 +339,21 @@ def test_csv_has_one_line_per_trial(tmp_path: Path):
     assert lines[6]["row"] == "conv(kernel_size=5)"
     assert float(lines[6]["score"]) == trial["score"]
     assert (lines[6]["seed"], lines[6]["id"]) == ("2", trial["id"])
+    assert (lines[6]["plain"], lines[6]["verdict"], lines[6]["frontier_verdict"]) == (
+        "yes",
+        "too few seeds",
+        "",
+    )
     assert lines[6]["parameters"] == str(results["rows"][1]["cost"]["parameters"])
     assert (lines[9]["status"], lines[9]["score"], lines[9]["step_ms"]) == ("diverged", "", "")
 
 
-def test_frontier_is_what_nothing_beats():
-    points = [(1.0, 90.0), (2.0, 95.0), (2.0, 94.0), (3.0, 93.0), (4.0, 96.0), (1.0, 80.0)]
-    assert frontier(points, True) == [0, 1, 4]
-    assert frontier(points, False) == [5]
-
-
-def test_an_outlier_does_not_crush_the_axis_and_the_first_row_stays():
-    close = [(94.0, 95.0), (95.0, 96.0), (95.5, 96.5)]
-    assert focus([*close, (9.0, 11.0)]) == (94.0, 96.5)
-    assert focus([(9.0, 11.0), *close]) == (9.0, 96.5)
-    assert focus([*close, (90.0, 91.0)]) == (90.0, 96.5)
-    assert focus(close[:1]) == (94.0, 95.0)
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "log"),
-    [
-        (0.0, 1.0, False),
-        (94.37, 96.11, False),
-        (0.001, 0.0013, False),
-        (0.8, 7.0, True),
-        (3.0, 900.0, True),
-        (0.02, 5e5, True),
-    ],
-)
-def test_ticks_are_round_and_within(low: float, high: float, log: bool):
-    scale = Scale(low, high, 0, 100, log)
-    ticks = scale.ticks(5)
-    assert 2 <= len(ticks) <= 9
-    assert all(scale.holds(tick) for tick in ticks)
-    assert all(len(f"{tick:g}".replace(".", "").strip("0")) <= 3 for tick in ticks)
-    assert scale(scale.low) == 0
-    assert scale(scale.high) == pytest.approx(100)
-
-
-def test_labels_do_not_overlap():
-    draw = np.random.default_rng(0)
-    points = [(float(x), float(y)) for x, y in draw.uniform((300, 180), (480, 300), (24, 2))]
-    placed = place(points, [(150.0, 16.0)] * 24, [], Box(0, 0, 960, 480))
-    found = [label.box for label in placed if label]
-    assert len(found) >= 22
-    assert all(a.overlap(b) == 0 for a, b in combinations(found, 2))
-    marks = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in points]
-    assert all(box.overlap(mark) == 0 for box in found for mark in marks)
-    assert all(box.inside(Box(0, 0, 960, 480)) for box in found)
-
-
-def test_curves_keep_their_ends():
-    curve = [(float(epoch), epoch / 7) for epoch in range(1000)]
-    for most in (12, 120, 5000):
-        short = thinned(curve, most)
-        assert (short[0], short[-1]) == (curve[0], curve[-1])
-        assert len(short) <= most + 1
-    assert thinned(curve[:1], 12) == curve[:1]
-
-
-def pixels(uri: str) -> np.ndarray:
-    image = pytest.importorskip("PIL.Image", reason="reads the PNG back with pillow")
-    _, content = uri.split(",")
-    with image.open(io.BytesIO(base64.b64decode(content))) as picture:
-        return np.asarray(picture.convert("RGBA")).astype(int)
-
-
-def test_kernel_pictures_show_sign_and_strength():
-    kernel = ((-0.5, 0.0, 0.25), (0.5, -0.125, 0.0), (0.1, 0.2, 0.3))
-    blank = ((0.0, 0.0, 0.0),) * 3
-    found = pixels(png.kernels(Kernels("a", "b", (blank,) * 8 + (kernel,)), 9))
-    assert found.shape == (36 + 5 + 36, 8 * (36 + 5) - 5, 4)
-    assert not found[36:41].any()
-    assert not found[:, 36:41].any()
-    shown = found[41 + 6 :: 12, 6:36:12]
-    grey = (shown == (128, 132, 128, 26)).all(-1)
-    assert (grey == (np.asarray(kernel) == 0)).all()
-    signed = np.where(shown[..., 2] > shown[..., 0], 1, -1) * shown[..., 3] / 255 * ~grey
-    np.testing.assert_allclose(signed * 0.5, kernel, atol=0.5 / 15 / 2 + 0.002)
-
-
-def test_heat_and_shares_grow_with_the_value():
-    values = tuple(i / 20 for i in range(21))
-    for draw, power in ((png.heat, 1.0), (png.shares, 0.5)):
-        opacity = pixels(draw((values, values)))[0, :, 3]
-        assert opacity[0] == 0
-        assert (np.diff(opacity) >= 0).all()
-        np.testing.assert_allclose(opacity / opacity[-1], np.asarray(values) ** power, atol=0.04)
-
-
-@pytest.mark.parametrize("levels", [16, 64])
-def test_images_keep_their_pixels(levels: int):
-    draw = np.random.default_rng(0)
-    for shape in ((7, 5), (7, 5, 3)):
-        image = draw.integers(0, 256, shape)
-        lines = [[tuple(p) if isinstance(p, list) else p for p in line] for line in image.tolist()]
-        found = pixels(png.image(lines, levels))[..., :3]
-        wanted = image if len(shape) == 3 else np.repeat(image[..., None], 3, -1)
-        assert abs(found - wanted).max() <= 255 / (levels - 1) / 2 + 1
+def test_csv_has_the_verdict_against_the_frontier(tmp_path: Path):
+    results = make_results()
+    to_csv(results, tmp_path / "trials.csv")
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text("utf-8"))))
+    standing = results["rows"][5]["frontier"]
+    assert lines[25]["frontier_verdict"] == "below"
+    assert float(lines[25]["frontier_score"]) == standing["score"]
+    assert float(lines[25]["frontier_difference"]) == standing["mean"]
+    assert lines[25]["flops_backward"] == str(results["rows"][5]["cost"]["flops_backward"])

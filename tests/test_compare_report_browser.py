@@ -27,8 +27,8 @@ PROBE = """<!doctype html><iframe src="report.html" width="390" height="3000"></
     const page = frame.document, table = page.querySelector("table.sortable");
     const labels = () => [...table.tBodies[0].rows].map((row) => row.cells[0].dataset.sort);
     const orders = [labels()], sorts = [];
-    for (const column of [2, 2, 0]) {
-      const head = table.tHead.rows[0].cells[column];
+    for (const column of [1, 1, 0]) {
+      const head = table.querySelector(`[data-column="${column}"]`);
       head.querySelector("button").click();
       orders.push(labels());
       sorts.push(table.querySelectorAll("[aria-sort]").length, head.getAttribute("aria-sort"));
@@ -43,7 +43,17 @@ PROBE = """<!doctype html><iframe src="report.html" width="390" height="3000"></
       overflow: page.documentElement.scrollWidth - frame.innerWidth,
       clipped: table.parentElement.scrollWidth - table.parentElement.clientWidth,
       resources: frame.performance.getEntriesByType("resource").map((entry) => entry.name),
-      images: [...page.images].filter((image) => image.naturalWidth < 36).length,
+      images: [...page.images].filter((image) => image.naturalWidth < 28).length,
+      looks: [...page.querySelectorAll("symbol image, .look image")].filter((image) =>
+        !image.getAttribute("href").startsWith("data:image/png")).length,
+      regions: [...page.querySelectorAll("table")].filter((found) =>
+        found.parentElement.tabIndex !== 0 || found.parentElement.role !== "region"
+        || !(found.parentElement.ariaLabel || page.getElementById(
+          found.parentElement.getAttribute("aria-labelledby")))
+        || !found.caption).length,
+      scopes: page.querySelectorAll("th:not([scope])").length,
+      escaped: [...page.querySelectorAll("table")].filter((found) => found.parentElement.clientWidth
+        > frame.innerWidth).length,
       ink: frame.getComputedStyle(page.body).color,
     };
   });
@@ -58,6 +68,17 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
+def chromium(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the browser with a new profile and without any service of its own."""
+    command = [
+        BROWSER or "",
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+        *("--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", *flags),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
 def browse(folder: Path, *flags: str) -> tuple[list[dict[str, Any]], str]:
     """What the probe page finds in both frames, and what the browser wrote to stderr."""
     (folder / "probe.html").write_text(PROBE, encoding="utf-8")
@@ -65,16 +86,9 @@ def browse(folder: Path, *flags: str) -> tuple[list[dict[str, Any]], str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        command = [
-            BROWSER or "",
-            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}", *flags),
-            *("--virtual-time-budget=4000", "--dump-dom"),
-            f"http://127.0.0.1:{server.server_address[1]}/probe.html",
-        ]
+        page = f"http://127.0.0.1:{server.server_address[1]}/probe.html"
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+            done = chromium(folder, *flags, "--virtual-time-budget=4000", "--dump-dom", page)
         finally:
             server.shutdown()
             thread.join()
@@ -103,8 +117,9 @@ def test_the_page_loads_nothing_sorts_and_fits(tmp_path: Path):
         assert back == rising + failed
         assert names != start
         assert sorted(names) == sorted(labels)
-        assert frame["sorts"] == [1, "descending", 1, "ascending", 1, "descending"]
-        assert frame["buttons"] == 10
+        assert frame["sorts"] == [1, "descending", 1, "ascending", 1, "ascending"]
+        assert frame["buttons"] == 12
+        assert frame["looks"] == frame["regions"] == frame["scopes"] == frame["escaped"] == 0
         assert frame["resources"] == []
         assert frame["overflow"] <= 0, width
         assert frame["images"] == 0
@@ -122,3 +137,15 @@ def test_many_labels_keep_apart_in_dark_too(tmp_path: Path):
         red, *_ = map(int, re.findall(r"\d+", frame["ink"]))
         assert red > 200
     assert frames[1]["names"] >= 18
+
+
+def test_it_prints_all_of_it(tmp_path: Path):
+    results = make_results()
+    results["plan"]["rows"] *= 40
+    write_report(results, tmp_path / "report.html")
+    target = tmp_path / "report.pdf"
+    source = (tmp_path / "report.html").as_uri()
+    log = chromium(tmp_path, "--no-pdf-header-footer", f"--print-to-pdf={target}", source).stderr
+    assert [line for line in log.splitlines() if "CONSOLE" in line] == []
+    pages = re.findall(rb"/Type /Page\b", target.read_bytes())
+    assert len(pages) > 16, "the plan, which is folded on the screen, fills some alone"

@@ -22,7 +22,7 @@ def decimals(metric: Metric) -> int:
     """Decimal places of a score: enough to see the relevance margin."""
     if not metric.margin or metric.margin <= 0:
         return 1
-    return min(6, max(1, math.ceil(-math.log10(metric.margin))))
+    return min(6, max(1, math.ceil(-math.log10(metric.margin / 2))))
 
 
 def fixed(value: float | None, places: int, *, sign: bool = False) -> str:

@@ -33,6 +33,7 @@ def view(page: Comparison, detail: float) -> dict[str, Any]:
         "support": support,
         "facts": tables.facts(page),
         "sentences": _sentences(page),
+        "judged": any(row.slug not in ("baseline", "few", "failed") for row in rows),
         "statistics": statistics(page),
         "batch": _batch(page),
         **_strips(page),
