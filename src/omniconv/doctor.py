@@ -49,13 +49,18 @@ class Finding:
         return asdict(self)
 
 
-def examine() -> tuple[Finding, ...]:
-    """Look at Python, torch, devices, back ends, the compiler and the optional packages."""
+def examine(build: bool = False) -> tuple[Finding, ...]:
+    """Look at Python, torch, devices, back ends, the compiler and the optional packages.
+
+    Args:
+        build: Build the kernels that are not there yet.
+    """
     return (
         _python(),
         _torch(),
         *_devices(),
         *_backends(),
+        *_kernels(build),
         _compiler(),
         _allocator(),
         *(_package(name) for name in PACKAGES),
@@ -96,9 +101,12 @@ def _backends() -> Iterator[Finding]:
     import torch
 
     from omniconv.core.registry import card, list_operators
+    from omniconv.kernels import backend
 
     failed = {}
     names = list_operators()
+    before = backend.get_backend()
+    backend.set_backend("torch")
     for name in names:
         try:
             operator = card(name)
@@ -107,6 +115,7 @@ def _backends() -> Iterator[Finding]:
             operator.layer(dim)(channels, channels, 3)(torch.ones(2, channels, *[5] * dim))
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    backend.set_backend(before)
     purpose = "every operator, on every device"
     if failed:
         found = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -115,8 +124,35 @@ def _backends() -> Iterator[Finding]:
         yield Finding("back end torch", "ok", f"{len(names)} operators ran", purpose)
 
 
+def _kernels(build_now: bool) -> Iterator[Finding]:
+    from omniconv.kernels import backend, build
+
+    for name in build.KERNELS:
+        title, purpose = f"kernel {name}", "speed on the CPU"
+        if build_now:
+            state = backend.load(name)
+            path, reason = state.path, state.reason
+        else:
+            try:
+                path, reason = str(build.find(name) or ""), "not built yet"
+            except build.CannotBuild as error:
+                path, reason = "", str(error)
+        if path:
+            unused = ", not used: the back end is torch" if backend.get_backend() != "auto" else ""
+            yield Finding(title, "ok", path + unused, purpose)
+        else:
+            remedy = "install g++ (Debian: apt install g++), then: omniconv doctor --build"
+            if reason == "not built yet":
+                remedy = "nothing, it is built at first use; now: omniconv doctor --build"
+            elif "cache" in reason:
+                remedy = (
+                    "export OMNICONV_CACHE=FOLDER, a folder of yours; then omniconv doctor --build"
+                )
+            yield Finding(title, "missing", reason, purpose, remedy)
+
+
 def _compiler() -> Finding:
-    purpose = "torch.compile"
+    purpose = "torch.compile, building kernels"
     name = os.environ.get("CXX") or next(
         (c for c in ("g++", "clang++", "c++") if shutil.which(c)), ""
     )

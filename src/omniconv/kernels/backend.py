@@ -72,7 +72,15 @@ def kernel_for(name: str, *tensors: Tensor) -> bool:
 @torch.compiler.assume_constant_result
 def _ready(name: str) -> bool:
     found = _states.get(name)
-    return not (load(name) if found is None else found).reason
+    if found is None:
+        found = load(name)
+        if found.reason:
+            warnings.warn(
+                f"omniconv computes {name} by its torch reference, which is slower: {found.reason}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return not found.reason
 
 
 def load(name: str) -> State:
@@ -84,13 +92,7 @@ def load(name: str) -> State:
                 torch.ops.load_library(path)
                 _states[name] = State(path=str(path))
             except (build.CannotBuild, OSError) as error:
-                reason = " ".join(str(error).split())
-                _states[name] = State(reason=reason)
-                warnings.warn(
-                    f"omniconv computes {name} by its torch reference, which is slower: {reason}",
-                    RuntimeWarning,
-                    stacklevel=3,
-                )
+                _states[name] = State(reason=" ".join(str(error).split()))
         return _states[name]
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 import torch
 
 from omniconv.kernels.cache import CacheUnusable, find_or_make
+from omniconv.kernels.cache import find as cached
 
-__all__ = ["KERNELS", "CannotBuild", "compile_to", "compiler", "library", "prebuilt"]
+__all__ = ["KERNELS", "CannotBuild", "compile_to", "compiler", "find", "library", "wheel_name"]
 
 HERE = Path(__file__).parent
 KERNELS = ("dcls",)
@@ -54,30 +55,43 @@ def library(name: str) -> Path:
     Raises:
         CannotBuild: There is none, and no usable compiler or cache to build one.
     """
-    found = prebuilt(name)
-    if found.is_file():
-        return found
-    command = compiler()
-    with_these = (
-        *FLAGS,
-        _version(tuple(command)),
-        f"torch {torch.__version__}",
-        platform.machine(),
-    )
 
     def make(path: Path) -> None:
         print(f"omniconv: building the kernel {name}, once, some 10 seconds", file=sys.stderr)
-        compile_to(path, name, command)
+        compile_to(path, name, compiler())
 
     try:
-        return find_or_make(f"{name}-{_hash(name, with_these)}.so", make)
+        return _in_wheel(name) or find_or_make(_cached_name(name), make)
     except CacheUnusable as error:
         raise CannotBuild(str(error)) from error
 
 
-def prebuilt(name: str) -> Path:
-    """Where a wheel holds the kernel's library, for these sources and flags."""
-    return HERE / "prebuilt" / f"{name}-{_hash(name, FLAGS)}.so"
+def find(name: str) -> Path | None:
+    """The kernel's shared object if there is one; nothing is built.
+
+    Raises:
+        CannotBuild: There is none, and none could be built.
+    """
+    try:
+        return _in_wheel(name) or cached(_cached_name(name))
+    except CacheUnusable as error:
+        raise CannotBuild(str(error)) from error
+
+
+def wheel_name(name: str) -> str:
+    """The name by which a wheel's folder ``prebuilt`` holds the library of these sources."""
+    return f"{name}-{_hash(name, FLAGS)}.so"
+
+
+def _in_wheel(name: str) -> Path | None:
+    path = HERE / "prebuilt" / wheel_name(name)
+    return path if path.is_file() else None
+
+
+def _cached_name(name: str) -> str:
+    version = _version(tuple(compiler()))
+    depends = (*FLAGS, version, f"torch {torch.__version__}", platform.machine())
+    return f"{name}-{_hash(name, depends)}.so"
 
 
 def compiler() -> list[str]:
@@ -150,8 +164,7 @@ def main(target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor() as pool:
         jobs = [
-            pool.submit(compile_to, target / prebuilt(name).name, name, compiler())
-            for name in KERNELS
+            pool.submit(compile_to, target / wheel_name(name), name, compiler()) for name in KERNELS
         ]
         for job in jobs:
             job.result()

@@ -9,7 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["CacheUnusable", "find_or_make", "folder"]
+__all__ = ["CacheUnusable", "find", "find_or_make", "folder"]
+
+
+KEPT = 8
+"""Files of one kind that stay, the newest: those of other versions of torch, say."""
 
 
 class CacheUnusable(Exception):
@@ -26,24 +30,34 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "omniconv"
 
 
+def find(name: str) -> Path | None:
+    """The cache's file ``name``, if it is there.
+
+    Raises:
+        CacheUnusable: As for :func:`find_or_make`.
+    """
+    with _usable() as home:
+        path = home / name
+        return path if path.is_file() else None
+
+
 def find_or_make(name: str, make: Callable[[Path], None]) -> Path:
-    """The cache's file ``name``, made by ``make(path)`` if it is not there.
+    """The cache's file ``name``, ``<kind>-<hash>...``, made by ``make(path)`` if it is not there.
 
     Of several processes that ask at once one makes it and the others wait. It is made under another
-    name, synchronised and renamed.
+    name, synchronised and renamed. A lock ends with its process, however that ends.
 
     Raises:
         CacheUnusable: The folder cannot be made or written, or is not private to this user.
     """
-    home = folder()
-    try:
-        _private(home)
+    with _usable() as home:
         path = home / name
         if path.is_file():
             return path
-        with _locked(home / f"{name}.lock"):
+        kind = name.partition("-")[0]
+        with _locked(home / f"{kind}.lock"):
             if not path.is_file():
-                for left in home.glob(f"{name}.*.part"):  # by a process that was killed
+                for left in home.glob(f"{kind}-*.part"):  # by a process that was killed
                     left.unlink(missing_ok=True)
                 part = home / f"{name}.{os.getpid()}.part"
                 try:
@@ -51,14 +65,26 @@ def find_or_make(name: str, make: Callable[[Path], None]) -> Path:
                     _synchronise(part)
                     part.replace(path)
                     _synchronise(home)
+                    _forget(home, kind)
                 finally:
                     part.unlink(missing_ok=True)
         return path
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home directory
+
+
+@contextmanager
+def _usable() -> Iterator[Path]:
+    try:
+        home = folder()
+    except RuntimeError as error:
+        raise CacheUnusable(f"there is no cache: {error}; set OMNICONV_CACHE") from error
+    try:
+        _check(home)
+        yield home
+    except OSError as error:
         raise CacheUnusable(f"the cache {home} cannot be used: {error}") from error
 
 
-def _private(home: Path) -> None:
+def _check(home: Path) -> None:
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = home.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -75,10 +101,16 @@ def _locked(path: Path) -> Iterator[None]:
 
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)  # the system releases it with the process
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+def _forget(home: Path, kind: str) -> None:
+    found = sorted(home.glob(f"{kind}-*.so"), key=lambda path: path.stat().st_mtime)
+    for path in found[:-KEPT]:
+        path.unlink(missing_ok=True)
 
 
 def _synchronise(path: Path) -> None:
