@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from omniconv.compare.stats import at_latency, judge, rivals
 
@@ -111,16 +112,18 @@ def test_without_counting_rivals_more_are_placed_falsely():
     assert simulate.frontier_rates(4, 6, 10, 0.0, 16.0)[0] > 0.1
 
 
-@pytest.mark.parametrize(("word", "size"), [("gain", 2.0), ("level", 1.5)])
-def test_the_pages_power_is_what_the_tool_computes(word, size):
+@pytest.mark.parametrize(("word", "size", "n"), [("gain", 2.0, 5), ("level", 1.5, 10)])
+def test_the_pages_power_is_what_the_tool_computes(word, size, n):
     page = simulate.PAGE.read_text(encoding="utf-8")
     marked = re.search(rf"<!-- {word}: begin -->\n(.*?)\n<!-- {word}: end -->", page, re.S)[1]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in marked.split("\n")]
-    written = next(line for line in lines if line[0] == f"{size:g}")
-    few = simulate.power_line(size, word, (1, 3))
-    all_of_them = len(simulate.ROWS)
-    kept = written[:2] + [c for i, c in enumerate(written[2:]) if i % all_of_them < 2]
-    assert kept == few
+    assert simulate.power_line(size, n, word) in lines
+
+
+@pytest.mark.parametrize(("effect", "n"), [(1.5, 5), (1.0, 10)])
+def test_the_power_of_a_single_row_is_the_noncentral_ts(effect, n):
+    expected = scipy.stats.nct.sf(scipy.stats.t.ppf(0.975, n - 1), n - 1, effect * math.sqrt(n))
+    assert simulate.power(effect, 0.0, 1, n, "gain") == pytest.approx(expected, abs=0.012)
 
 
 def test_the_page_promises_what_was_measured():

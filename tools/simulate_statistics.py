@@ -1,7 +1,7 @@
 """Simulate the verdicts of ``omniconv compare`` and write the tables of ``docs/statistics.md``.
 
-Every number comes from 20,000 draws with seeds of its own, so a run writes the same page again.
-Takes three minutes; the exit code says whether every rate that is promised holds.
+Every number comes from 20,000 draws or more with seeds of its own, so a run writes the same page
+again. Takes three minutes; the exit code says whether every rate that is promised holds.
 
     python tools/simulate_statistics.py                 # all tables
     python tools/simulate_statistics.py gain level      # these
@@ -326,20 +326,17 @@ EXAMPLE = 0.5
 """Points of accuracy that the deviation of a paired difference is in the examples."""
 
 
-def power_line(size: float, word: str, rows: Sequence[int] = ROWS) -> list[str]:
-    """One line of a power table: a size, what it is in points, and a share for n and k."""
-    cells = [
-        power(*((size, 1.0) if word == "gain" else (0.0, size)), k, n, word)
-        for n in SEEDS
-        for k in rows
-    ]
-    return [f"{size:g}", f"{size * EXAMPLE:g}", *(f"{100 * cell:.0f}" for cell in cells)]
+def power_line(size: float, n: int, word: str) -> list[str]:
+    """One line of a power table: a size, what it is in points, seeds, and a share for each k."""
+    effect, margin = (size, 1.0) if word == "gain" else (0.0, size)
+    cells = [f"{100 * power(effect, margin, k, n, word):.0f}" for k in ROWS]
+    return [f"{size:g}", f"{size * EXAMPLE:g}", f"{n}", *cells]
 
 
 def power_table(word: str) -> tuple[str, bool]:
-    size = "difference" if word == "gain" else "margin"
-    head = [size, "in points", *(f"{n} seeds, {k} row{'s' * (k > 1)}" for n in SEEDS for k in ROWS)]
-    return table(head, [power_line(x, word) for x in (GAINS if word == "gain" else LEVELS)]), True
+    size, sizes = ("difference", GAINS) if word == "gain" else ("margin", LEVELS)
+    head = [size, "in points", "seeds", *(f"{k} row{'s' * (k > 1)}" for k in ROWS)]
+    return table(head, [power_line(x, n, word) for x in sizes for n in SEEDS]), True
 
 
 TABLES = {
