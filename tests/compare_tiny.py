@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from omniconv.compare import Plan
+from omniconv.compare.prepare import prepare
+from omniconv.compare.schedule import Job, Schedule
+
 CLASSES = 3
 
 FAULTY = '''
@@ -102,3 +106,13 @@ def install_faulty(site: Path) -> None:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
     entries = "[omniconv.operators]\nraises = faulty:raises\ndies = faulty:dies\n"
     (info / "entry_points.txt").write_text(entries, encoding="utf-8")
+
+
+def scheduled(plan: Plan) -> Schedule:
+    """The schedule of a plan of which nothing has run."""
+    return Schedule(prepare(plan), lambda id: None)
+
+
+def jobs(plan: Plan) -> dict[tuple[int, int], Job]:
+    """(row index, seed) -> the trial."""
+    return {(job.row, job.seed): job for job in scheduled(plan).jobs()}

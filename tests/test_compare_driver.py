@@ -7,21 +7,16 @@ import io
 import json
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 import omniconv.compare as compare
-from compare_tiny import tiny, write_idx
+from compare_tiny import jobs, scheduled, tiny, write_idx
 from omniconv.compare import comparison, driver, identity, progress, results, worker
-from omniconv.compare.driver import Event
 from omniconv.compare.prepare import prepare
-from omniconv.compare.schedule import Progress, Schedule
+from omniconv.compare.schedule import Schedule
 from omniconv.compare.store import Store
-from omniconv.compare.tally import Tally
-from omniconv.tasks.metric import Metric
 
 ROWS = ["conv", "weighted", "conv(lr=1e6)"]
 
@@ -31,15 +26,6 @@ def plan(tmp_path_factory):
     return compare.parse(
         tiny(write_idx(tmp_path_factory.mktemp("data")), rows=ROWS, budget="1epoch")
     )
-
-
-def _scheduled(plan):
-    return Schedule(prepare(plan), lambda id: None)
-
-
-def _jobs(plan):
-    """(row index, seed) -> the trial."""
-    return {(job.row, job.seed): job for job in _scheduled(plan).jobs()}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +118,7 @@ def test_another_plan_takes_over_the_trials_that_it_shares(done, plan, monkeypat
 
 def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monkeypatch, tmp_path):
     def ids(**changes):
-        return {job.id for job in _jobs(compare.parse(plan.to_json() | changes)).values()}
+        return {job.id for job in jobs(compare.parse(plan.to_json() | changes)).values()}
 
     base = ids()
     assert ids() == base
@@ -168,7 +154,7 @@ def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monk
 
 def _settled(plan):
     """A schedule whose jobs have all been asked for."""
-    schedule = _scheduled(plan)
+    schedule = scheduled(plan)
     list(schedule.jobs())
     return schedule
 
@@ -226,188 +212,6 @@ def test_a_worker_reports_an_exception_in_one_line():
 )
 def test_the_death_of_a_worker_has_its_reason(code, reason):
     assert worker._death(code, "last words") == reason
-
-
-def _row(*trials):
-    found = [dict(zip(("seed", "status", "score"), t, strict=True)) for t in trials]
-    return {"trials": found, "cost": None, "plain": False, "label": "row"}
-
-
-def _judge(rows):
-    """Judge rows that are all kept."""
-    kept = [Progress(None) for _ in rows]
-    prepared = SimpleNamespace(metric=Metric("accuracy", "%", True, 10.0, 0.5))
-    results._judge(rows, kept, prepared)
-
-
-def test_rows_are_judged_over_the_seeds_that_they_share():
-    draws = (0.0, 0.1, -0.1, 0.05, -0.05)
-    base = [(seed, "done", 90 + 3 * d) for seed, d in enumerate(draws)]
-    rows = [
-        _row(*base),
-        _row(*((seed, "done", score + 2 + draws[-seed]) for seed, _, score in base)),
-        _row(*((seed, "done", score - 2 + draws[-seed]) for seed, _, score in base)),
-        _row(*((seed, "done", score + draws[-seed]) for seed, _, score in base)),
-        _row(*((seed, "diverged", None) for seed in range(5))),
-        _row(*base[:4], (4, "failed", None)),
-        _row(*((seed, "failed", None) for seed in range(5))),
-    ]
-    _judge(rows)
-    assert [row["verdict"] for row in rows] == [
-        "baseline",
-        "gain",
-        "loss",
-        "no relevant difference",
-        "loss",
-        "too few seeds",
-        "failed",
-    ]
-    assert rows[4]["score"] == {"mean": 10.0, "interval": [10.0, 10.0], "n": 5}
-    assert rows[5]["score"]["n"] == 4
-    assert rows[5]["difference"]["mean"] == 0.0
-    assert rows[5]["difference"]["p_holm"] is None
-    assert rows[6]["score"] is rows[6]["difference"] is None
-    assert rows[0]["difference"] is None
-    # Holm over the four rows with enough seeds
-    p = sorted(row["difference"]["p"] for row in rows[1:5])
-    assert min(row["difference"]["p_holm"] for row in rows[1:5]) == 4 * p[0]
-
-
-def _measured(latency, scores, **facts):
-    trials = [(seed, "done", score) for seed, score in enumerate(scores)]
-    return _row(*trials) | {"cost": {"latency_n_ms": latency}, **facts}
-
-
-def test_an_operator_is_judged_against_plain_networks_of_its_own_latency():
-    draws = (0.0, 0.1, -0.1, 0.05, -0.05)
-    around = {score: [score + d for d in draws] for score in (80, 90)}
-    exact = [85 + d for d in (0.02, 0.1, -0.1, 0.05, -0.05)]
-    rows = [
-        _measured(10.0, around[80], plain=True, label="narrow"),
-        _measured(1000.0, around[90], plain=True, label="wide"),
-        _measured(500.0, [70 + d for d in draws], plain=True, label="poor"),
-        _measured(100.0, exact, label="level"),
-        _measured(10.0, [88, 88.1, 88.2, 87.9, 88], label="above"),
-        _measured(5000.0, [88, 88.1, 88.2, 87.9, 88], label="below"),
-        _measured(9.5, [80, 80.2, 80, 80, 80.1], label="as fast as the clock tells"),
-        _measured(5.0, around[90], label="faster"),
-        _row(*((seed, "done", 90.0) for seed in range(5))),  # without costs
-    ]
-    _judge(rows)
-    found = {row["label"]: row["frontier"] for row in rows}
-    assert [row["frontier"] for row in rows[:3]] == [None] * 3
-    assert rows[-1]["frontier"] is None
-    words = {label: entry["verdict"] for label, entry in found.items() if entry}
-    assert words == {
-        "level": "level",
-        "above": "above",
-        "below": "below",
-        "as fast as the clock tells": "level",
-        "faster": "outside",
-    }
-    assert found["level"]["between"] == ["narrow", "wide"]
-    assert found["level"]["score"] == pytest.approx(85.0)  # half way in log latency
-    assert found["above"]["between"] == ["narrow"]
-    assert found["below"]["between"] == ["wide"]
-    assert found["above"]["mean"] == pytest.approx(8.04)
-
-
-def test_without_a_baseline_nothing_is_judged():
-    rows = [_row((0, "failed", None)), _row((0, "done", 50.0))]
-    _judge(rows)
-    assert [row["verdict"] for row in rows] == ["failed", "too few seeds"]
-    assert rows[1]["difference"] is None
-
-
-@pytest.fixture
-def clock():
-    class Clock:
-        now = 100.0
-
-        def __call__(self):
-            return self.now
-
-    return Clock()
-
-
-def _events(clock, plan):
-    """The events of the first two rows and two seeds, 6 s a trial, 10 s the costs."""
-    jobs = _jobs(plan)
-    for seed in (0, 1):
-        for row in (0, 1):
-            job = jobs[row, seed]
-            yield Event("begin", row, job)
-            clock.now += 3
-            yield Event("step", row, job, {"done": 0.5})
-            clock.now += 3
-            yield Event("leg", row, job, {"at": 1})
-            yield Event("end", row, job, {"status": "done", "score": 90.0 + seed})
-    yield Event("cost", 0)
-    clock.now += 10
-    yield Event("cost", 1)
-    yield Event("costs", record={"rows": []})
-
-
-def test_the_time_left_falls_to_nothing(clock, plan):
-    plan = replace(plan, rows=plan.rows[:2])
-    tally = Tally(_scheduled(plan), clock)
-    left, shares = [], []
-    for event in _events(clock, plan):
-        tally.take(event)
-        left.append(tally.left())
-        shares.append((tally.share(0), tally.share(1)))
-    assert left[0] == 4 * (2 + 8) + 30  # before a trial has been seen
-    assert left[3] == 3 * 6 + 30
-    assert left[5] == 2 * 6 + 3 + 30
-    assert left[-4] == 30
-    assert left[-2:] == [20, 0]
-    assert shares[1] == (0.25, 0.0)
-    assert shares[5] == (0.5, 0.25)
-    assert tally.scores == [[90.0, 91.0]] * 2
-    assert len(tally.jobs) == tally.total == 4
-
-
-def test_plain_lines_where_there_is_no_terminal(plan, clock, monkeypatch):
-    jobs = _jobs(plan)
-    stream = io.StringIO()
-    with progress.show(_scheduled(plan), True, stream) as tell:
-        tell(Event("kept", 0, jobs[0, 0], {"status": "done", "score": 91.25}))
-        tell(Event("begin", 1, jobs[1, 0]))
-        tell(Event("end", 1, jobs[1, 0], {"status": "failed", "reason": "KeyError: 'x'"}))
-        tell(Event("cost", 0))
-        tell(Event("cost", 1))
-    first, second, third = stream.getvalue().splitlines()
-    assert first.startswith("1/6 conv, seed 0: 91.2 %, kept from before; about ")
-    assert second.startswith("2/6 weighted, seed 0: failed (KeyError: 'x'), 0.0 s; about ")
-    assert third == "measuring costs"
-
-
-def test_a_live_table_on_a_terminal(plan, clock):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    with progress.show(_scheduled(plan), True, stream) as tell:
-        for event in _events(clock, plan):
-            tell(event)
-    text = stream.getvalue()
-    for part in ("conv(lr=1000000.0)", "90.5 ± 6.4", "2/2", "measuring costs"):
-        assert part in text
-
-
-def test_nothing_is_shown_where_nothing_is_wanted(plan):
-    stream = io.StringIO()
-    with progress.show(_scheduled(plan), False, stream) as tell:
-        tell(Event("kept", 0, _jobs(plan)[0, 0], {"status": "done", "score": 91.25}))
-    assert stream.getvalue() == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (7300, "2 h 2 min")]
-)
-def test_durations(seconds, text):
-    assert progress._duration(seconds) == text
 
 
 def test_the_final_table(done):
@@ -487,7 +291,7 @@ def test_an_interrupted_trial_leaves_its_checkpoint_and_an_ended_one_does_not(
     with Store(tmp_path) as store:
         with pytest.raises(KeyboardInterrupt):
             list(driver.drive(Schedule(prepared, store.trial), store, tmp_path))
-        (id,) = (job.id for job in _jobs(plan).values())
+        (id,) = (job.id for job in jobs(plan).values())
         assert store.trial(id).status == "running"
         assert {path.name for path in work.iterdir()} == {"data.pt", f"{id}.pt", f".{id}.pt.123"}
         for event in driver.drive(Schedule(prepared, store.trial), store, tmp_path):
@@ -518,7 +322,7 @@ def test_a_row_that_takes_the_cost_process_down_is_left_out_of_the_next(plan, mo
             raise AssertionError("kept what was not complete")
 
     monkeypatch.setattr(worker, "run", run)
-    *_, last = driver._costs(_scheduled(plan), NoStore(), "id", "data")
+    *_, last = driver._costs(scheduled(plan), NoStore(), "id", "data")
     assert skips == [{}, {1: "killed"}]
     assert last.record["rows"][1] == {"reason": "killed"}
 
@@ -533,6 +337,6 @@ def test_a_death_while_the_clocks_run_is_no_rows_fault(plan, monkeypatch):
         yield {"event": "failed", "reason": "killed"}
 
     monkeypatch.setattr(worker, "run", run)
-    *_, last = driver._costs(_scheduled(plan), None, "id", "data")
+    *_, last = driver._costs(scheduled(plan), None, "id", "data")
     assert last.record["rows"] == [{"reason": "killed"}] * 3
     assert starts == [{}]

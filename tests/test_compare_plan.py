@@ -164,9 +164,19 @@ def test_the_frontier_adds_plain_rows_where_they_are_missing(data):
     assert labels[5:] == ["conv(width=0.75)", "conv(kernel_size=5)", "depthwise(kernel_size=7)"]
     assert prepared.plan.rows[-1].pointwise is True
     assert prepared.swaps[-1][0]["after"] == "Conv2d 4->4 7x7 + 1x1"
-    again = prepare(parse(prepared.plan.to_json()))
-    assert [row.label for row in again.plan.rows] == labels
+    assert prepare(parse(prepared.plan.to_json())).plan == prepared.plan
     assert len(prepare(parse(tiny(data, rows=rows))).plan.rows) == 5
+
+
+def test_a_plain_row_that_the_shipped_plan_has_brings_its_learning_rate():
+    found = prepare(parse({"rows": ["dcls(kernel_size=5)"]})).plan
+    rates = {row.label: row.lr for row in found.rows}
+    shipped = {row.label: row.lr for row in plan_from_flags().rows}
+    assert rates == {
+        "dcls(kernel_size=5)": None,
+        **{name: shipped[name] for name in ("conv", "conv(width=1.5)", "conv(kernel_size=5)")},
+    }
+    assert prepare(parse(found.to_json())).plan == found
 
 
 def test_what_a_store_keeps_of_a_plan_comes_back(data):

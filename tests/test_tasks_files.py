@@ -193,8 +193,8 @@ def test_limit_decodes_only_the_images_it_keeps(
 
     spec = make_folder(tmp_path)
     read: list[Path] = []
-    decode = folder._image
-    monkeypatch.setattr(folder, "_image", lambda path: read.append(path) or decode(path))
+    decode = folder.decode
+    monkeypatch.setattr(folder, "decode", lambda path: read.append(path) or decode(path))
     data = load(spec, limit_train=2)
     assert len(read) == len(set(read)) == sum(data.sizes.values()) == 2 + 2 + 4
 

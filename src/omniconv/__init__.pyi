@@ -9,7 +9,9 @@ from omniconv.core.registry import create as create
 from omniconv.surgery.fold import fold_ as fold_
 from omniconv import functional as functional
 from omniconv.core.registry import list_operators as list_operators
+from omniconv import models as models
 from omniconv import nn as nn
+from omniconv.search.density import optimize_density as optimize_density
 from omniconv.core.params import param_groups as param_groups
 from omniconv.core.registry import register as register
 from omniconv.surgery.swap import swap_ as swap_

@@ -161,12 +161,16 @@ def profile(
     swap: Annotated[
         str | None, typer.Option(help="Operator to swap in: 'dcls(kernel_size=5, taps=9)'.")
     ] = None,
-    where: Annotated[str, typer.Option(help="Pattern of the layers to swap.")] = "layer*",
+    where: Annotated[
+        str | None, typer.Option(help="Pattern of the layers to swap; default: the body.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Images per call.")] = 8,
     size: Annotated[int, typer.Option(help="Height and width of the images, in pixels.")] = 32,
     channels: Annotated[int, typer.Option(help="Channels of the images.")] = 3,
     classes: Annotated[int, typer.Option(help="Number of classes.")] = 10,
-    width: Annotated[int, typer.Option(help="Width of the backbone.")] = 16,
+    width: Annotated[
+        int | None, typer.Option(help="Width of the backbone; default: as published.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Timed repetitions.")] = 10,
     as_json: AsJson = False,
 ) -> None:
@@ -186,7 +190,9 @@ def profile(
     report = None
     if swap is not None:
         operator, arguments = parse_operator(swap)
-        report = swap_(network, operator, where=named(where), from_weights=False, **arguments)
+        patterns: Any = network.body if where is None else where
+        chosen = named(*([patterns] if isinstance(patterns, str) else patterns))
+        report = swap_(network, operator, where=chosen, from_weights=False, **arguments)
     result = measure(network, torch.randn(shape), steps=args.positive_int("steps", steps))
     if as_json:
         data = {"model": model, "profile": result.to_json()}

@@ -31,6 +31,7 @@ __all__ = [
     "from_flags",
     "parse",
     "parse_operator",
+    "shipped_rates",
 ]
 
 OPTIMIZERS = ("sgd", "adam")
@@ -363,6 +364,13 @@ def _screen(value: Any) -> Screen:
         keep=args.positive_int("screen keep", given["keep"]),
         seed=_seed("screen seed", given["seed"]),
     )
+
+
+def shipped_rates(plan: Plan) -> dict[str, float | None]:
+    """Label -> learning rate of the shipped plan's rows, where its networks are like these."""
+    base = plan_file.shipped(plan.task)
+    found = rows.parse(base["rows"]) if _alike(plan.to_json(), base) else ()
+    return {row.label: row.lr for row in found}
 
 
 def _alike(given: Mapping[str, Any], base: Mapping[str, Any]) -> bool:

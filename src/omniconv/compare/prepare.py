@@ -136,7 +136,7 @@ def _try(wanted: Plan, row: Row, dataset: TaskData) -> tuple[Row, Network]:
 
 def _frontier(wanted: Plan, rows: list[Row], networks: list[Network]) -> Iterator[Row]:
     """The plain rows that the plan's frontier adds."""
-    frontier = wanted.frontier
+    frontier, rates = wanted.frontier, plan.shipped_rates(wanted)
     known = {row.label for row in rows}
     candidates = [make(PLAIN, {}, width) for width in frontier.widths]
     own = networks[0].extents
@@ -151,7 +151,7 @@ def _frontier(wanted: Plan, rows: list[Row], networks: list[Network]) -> Iterato
     for row in candidates:
         if row.label not in known and row.label != PLAIN:
             known.add(row.label)
-            yield row
+            yield replace(row, lr=rates.get(row.label))
 
 
 def _check_operator(row: Row) -> None:

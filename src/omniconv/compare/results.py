@@ -136,13 +136,18 @@ def _judge(rows: list[dict[str, Any]], progress: Sequence[Progress], prepared: P
 
 
 def _verdicts(
-    pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]], prepared: Prepared
+    pairs: Sequence[tuple[Mapping[int, float], Mapping[int, float]]],
+    prepared: Prepared,
+    among: Sequence[int] | None = None,
 ) -> list[tuple[dict[str, Any] | None, str]]:
-    """Difference and word of each pair (scores of a row, scores of its reference)."""
+    """Difference and word of each pair (scores of a row, scores of its reference).
+
+    ``among``: of how many that the same scores cannot tell apart each reference was chosen.
+    """
     metric = prepared.metric
     return [
         (_difference(found), found.word)
-        for found in stats.judge(pairs, metric.margin, metric.higher_is_better)
+        for found in stats.judge(pairs, metric.margin, metric.higher_is_better, among)
     ]
 
 
@@ -159,6 +164,7 @@ def _place(
     plain = [index for index in latency if rows[index]["plain"]]
     points = [(latency[index], scores[index]) for index in plain]
     placed: list[tuple[int, list[int], dict[int, float]]] = []
+    among: list[int] = []
     for index, own in latency.items():
         row = rows[index]
         if row["plain"] or not points:
@@ -169,8 +175,9 @@ def _place(
         row["frontier"] = {"latency_ms": own, "between": [], "verdict": "outside"}
         if found is not None:
             placed.append((index, [plain[i] for i in found[0]], found[1]))
+            among.append(stats.rivals(points, place, prepared.metric.higher_is_better))
     pairs = [(scores[index], reference) for index, _, reference in placed]
-    verdicts = _verdicts(pairs, prepared)
+    verdicts = _verdicts(pairs, prepared, among)
     for (index, used, reference), (difference, word) in zip(placed, verdicts, strict=True):
         if reference:
             rows[index]["frontier"] |= {

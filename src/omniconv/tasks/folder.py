@@ -12,7 +12,7 @@ from omniconv.core import args
 from omniconv.tasks import files
 from omniconv.tasks.dataset import NO_LICENCE, Listing, Pick
 
-__all__ = ["read"]
+__all__ = ["decode", "entries", "read"]
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -43,18 +43,18 @@ def read(directory: Path) -> Listing:
     roots = {"train": directory / "train", "test": directory / "test"}
     if os.path.lexists(directory / "val"):
         roots["validation"] = directory / "val"
-    classes = tuple(_entries(roots["train"], folders=True))
+    classes = tuple(entries(roots["train"], folders=True))
     paths: dict[str, list[Path]] = {}
     labels: dict[str, np.ndarray] = {}
     for split, root in roots.items():
-        names = _entries(root, folders=True)
+        names = entries(root, folders=True)
         unknown = [name for name in names if name not in classes]
         if unknown:
             raise ValueError(
                 f"{files.show(root)} must hold only class folders that train has, "
                 f"got {unknown[0]!r}{args.did_you_mean(unknown[0], classes)}"
             )
-        groups = {name: _entries(root / name, folders=False) for name in names}
+        groups = {name: entries(root / name, folders=False) for name in names}
         paths[split] = [root / name / file for name, group in groups.items() for file in group]
         labels[split] = np.concatenate(
             [np.full(len(group), classes.index(name)) for name, group in groups.items()]
@@ -73,7 +73,7 @@ def read(directory: Path) -> Listing:
     )
 
 
-def _entries(path: Path, *, folders: bool) -> list[str]:
+def entries(path: Path, *, folders: bool) -> list[str]:
     """Sorted names of the folders, or of the image files, in ``path``; at least one."""
     if folders:
         wanted = "a folder that holds one folder of images for each class"
@@ -100,7 +100,7 @@ def _entries(path: Path, *, folders: bool) -> list[str]:
 
 def _decode(groups: list[list[Path]]) -> list[np.ndarray]:
     """One uint8 array (N, C, H, W) per group of files."""
-    decoded = [[_image(path) for path in group] for group in groups]
+    decoded = [[decode(path) for path in group] for group in groups]
     size = decoded[0][0].shape[:2]
     for group, images in zip(groups, decoded, strict=True):
         for path, image in zip(group, images, strict=True):
@@ -117,7 +117,7 @@ def _decode(groups: list[list[Path]]) -> list[np.ndarray]:
     ]
 
 
-def _image(path: Path) -> np.ndarray:
+def decode(path: Path) -> np.ndarray:
     """Pixels (H, W, 1) of a grey image, (H, W, 3) of a colour one."""
     try:
         from PIL import Image

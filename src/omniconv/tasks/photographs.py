@@ -130,7 +130,7 @@ def _folder(directory: Path) -> Album:
         train=sets["train"],
         validation=sets.get("validation", []),
         tests={"test": sets["test"]},
-        decode=folder._image,
+        decode=folder.decode,
     )
 
 
@@ -153,9 +153,9 @@ def _bsd(directory: Path) -> Album:
         train=train,
         validation=[],
         tests={"BSD68": test, "Set12": more},
-        decode=folder._image,
+        decode=folder.decode,
     )
 
 
 def _files(path: Path) -> list[Path]:
-    return [path / name for name in folder._entries(path, folders=False)]
+    return [path / name for name in folder.entries(path, folders=False)]

@@ -75,7 +75,7 @@ def _decode(path: Path) -> np.ndarray:
         raise ValueError(
             f"{files.show(path)} must be {wanted}, got {found[:12]}...: {files.REMEDY}"
         )
-    image = folder._image(path)
+    image = folder.decode(path)
     if image.shape[2] == 3:
         # integers: the same on every machine
         weighted = image.astype(np.int64) @ np.array(LUMINANCE)
