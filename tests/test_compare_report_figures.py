@@ -15,8 +15,11 @@ from omniconv.compare.report import png, write_report
 from omniconv.compare.report.curves import thinned
 from omniconv.compare.report.data import Kernels
 from omniconv.compare.report.labels import Box, place
+from omniconv.compare.report.pictures import fitting
+from omniconv.compare.report.read import read
 from omniconv.compare.report.scatter import frontier
-from omniconv.compare.report.svg import Scale, focus
+from omniconv.compare.report.strips import score_range
+from omniconv.compare.report.svg import Scale, focus, tick_label
 from report_results import make_results
 
 
@@ -59,6 +62,20 @@ def test_an_outlier_does_not_crush_the_axis_and_the_first_row_stays():
     assert focus([(9.0, 11.0), *close]) == (9.0, 96.5)
     assert focus([*close, (90.0, 91.0)]) == (90.0, 96.5)
     assert focus(close[:1]) == (94.0, 95.0)
+
+
+def test_an_axis_of_percentages_ends_at_0_and_100():
+    results = make_results(rows=2)
+    for row, mean in zip(results["rows"], (5.0, 97.0), strict=True):
+        row["score"] = {"mean": mean, "interval": [mean - 30, mean + 30], "n": 2}
+    page = read(results)
+    assert score_range(page.rows, page.metric) == (0.0, 100.0)
+    results["metric"]["unit"] = "dB"
+    page = read(results)
+    low, high = score_range(page.rows, page.metric)
+    assert low < -25
+    assert high > 127
+    assert [tick_label(v) for v in (-20.0, 0.5, 20_000.0)] == ["−20", "0.5", "20,000"]
 
 
 @pytest.mark.parametrize(
@@ -142,3 +159,14 @@ def test_images_keep_their_pixels(levels: int):
         found = pixels(png.image(lines, levels))[..., :3]
         wanted = image if len(shape) == 3 else np.repeat(image[..., None], 3, -1)
         assert abs(found - wanted).max() <= 255 / (levels - 1) / 2 + 1
+
+
+def test_kernel_pictures_stay_within_their_budget():
+    values = np.random.default_rng(0).normal(size=(16, 9, 9)).tolist()
+    entry = Kernels("a", "b", tuple(tuple(map(tuple, kernel)) for kernel in values))
+    whole = png.kernels(entry, 16)
+    assert fitting(entry, len(whole)) == (whole, 16)
+    some, shown = fitting(entry, len(whole) - 1)
+    assert shown == 8
+    assert len(some) < len(whole)
+    assert fitting(entry, 100) == ("", 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .data import Metric, Row
 from .formats import decimals, fixed
-from .svg import Drawing, Scale, element, line, padded, picture, polyline, text
+from .svg import Drawing, Scale, element, line, padded, picture, polyline, text, tick_label
 
 Curve = Sequence[tuple[float, float]]
 _PANEL = (320.0, 176.0)
@@ -94,7 +94,7 @@ def _panel_axes(xs: Scale, ys: Scale, height: float, unit: str) -> list[Drawing]
     parts = []
     for tick in ys.ticks(3):
         parts += [line(xs.start - 4, ys(tick), xs.end, ys(tick), "grid")]
-        parts += [text(f"{tick:g}", xs.start - 8, ys(tick) + 4, "label", "end")]
+        parts += [text(tick_label(tick), xs.start - 8, ys(tick) + 4, "label", "end")]
     middle = (xs.low + xs.high) / 2
     for where, words in ((xs.low, f"{xs.low:,.0f}"), (middle, unit), (xs.high, f"{xs.high:,.0f}")):
         parts.append(text(words, xs(where), height - 6, "label", "middle"))

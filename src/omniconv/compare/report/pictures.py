@@ -26,14 +26,14 @@ def kernels(page: Comparison, detail: float) -> list[tuple[Row, list[dict[str, o
         budget = int(_KERNEL_BYTES * detail) // len(rows) // len(row.kernels)
         drawn: list[dict[str, object]] = []
         for entry in row.kernels:
-            uri, shown = _fitting(entry, budget)
+            uri, shown = fitting(entry, budget)
             note = _kernel_note(entry, shown)
             drawn.append({"entry": entry, "uri": uri, "shown": shown, "note": note})
         found.append((row, drawn))
     return found
 
 
-def _fitting(entry: Kernels, budget: int) -> tuple[str, int]:
+def fitting(entry: Kernels, budget: int) -> tuple[str, int]:
     """The picture of as many kernels as the budget allows, in full lines."""
     shown = len(entry.kernels)
     while shown:

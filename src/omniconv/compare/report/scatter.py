@@ -10,7 +10,7 @@ from .data import Metric, Row
 from .formats import decimals, fixed
 from .labels import Box, place, shortened, text_width
 from .strips import score_range
-from .svg import Drawing, Scale, element, line, mark, padded, picture, polyline, text
+from .svg import Drawing, Scale, element, line, mark, padded, picture, polyline, text, tick_label
 
 Point = tuple[float, float]
 _STEPS = 16
@@ -174,10 +174,10 @@ def _axes(xs: Scale, ys: Scale, metric: Metric, axis: str, frame: _Frame) -> lis
     floor, parts = frame.height - frame.bottom, []
     for tick in ys.ticks(6):
         parts += [line(xs.start, ys(tick), xs.end, ys(tick), "grid")]
-        parts += [text(f"{tick:g}", xs.start - 8, ys(tick) + 4, "label", "end")]
+        parts += [text(tick_label(tick), xs.start - 8, ys(tick) + 4, "label", "end")]
     for tick in xs.ticks(7 if frame is _WIDE else 4):
         parts += [line(xs(tick), floor, xs(tick), floor + 5, "tick")]
-        parts += [text(f"{tick:g}", xs(tick), floor + 19, "label", "middle")]
+        parts += [text(tick_label(tick), xs(tick), floor + 19, "label", "middle")]
     parts.append(line(xs.start, floor, xs.end, floor, "axis"))
     unit = f", {metric.unit}" if metric.unit else ""
     parts.append(text(f"{metric.title}{unit}", 0, 14, "title"))

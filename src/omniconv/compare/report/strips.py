@@ -5,17 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .data import Estimate, Metric, Row
-from .svg import Drawing, Scale, element, focus, line, mark, padded, picture, polyline, text
+from .svg import (
+    Drawing,
+    Scale,
+    element,
+    focus,
+    line,
+    mark,
+    padded,
+    picture,
+    polyline,
+    text,
+    tick_label,
+)
 
 STRIP = 150.0
 _STRIP_HEIGHT = 30.0
 
 
 def score_range(rows: Sequence[Row], metric: Metric) -> tuple[float, float]:
-    """The shared score axis: all intervals, but for a few that would crush the others."""
-    spans = [row.score.span for row in rows if row.score]
-    low, high = focus(spans)
-    return padded(low, high, 0.07, 2 * (metric.margin or 0.5))
+    """The shared score axis: all intervals, but for a few that would crush the others.
+
+    An axis of percentages ends at 0 and 100, wherever an interval does.
+    """
+    found = [row.score for row in rows if row.score]
+    low, high = padded(*focus([e.span for e in found]), 0.07, 2 * (metric.margin or 0.5))
+    if metric.unit == "%" and all(0 <= e.mean <= 100 for e in found):
+        return max(low, 0.0), min(high, 100.0)
+    return low, high
 
 
 def strip_scale(rows: Sequence[Row], metric: Metric) -> Scale:
@@ -28,7 +45,7 @@ def strip_axis(scale: Scale) -> Drawing:
     marks = []
     for tick in scale.ticks(3):
         marks += [line(scale(tick), 15, scale(tick), 19, "tick")]
-        marks += [text(f"{tick:g}", scale(tick), 11, "label", "middle")]
+        marks += [text(tick_label(tick), scale(tick), 11, "label", "middle")]
     return picture(STRIP, 20, "", *marks, class_="strip-axis")
 
 

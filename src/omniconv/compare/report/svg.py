@@ -53,6 +53,12 @@ def text(content: str, x: float, y: float, class_: str, anchor: str = "start") -
     return element("text", content, x=x, y=y, class_=class_, text_anchor=align)
 
 
+def tick_label(value: float) -> str:
+    """A round number with a true minus sign and, from 10,000 on, grouped."""
+    shown = f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:g}"
+    return shown.replace("-", "−")
+
+
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Drawing:
     """A straight line."""
     return element("path", d=polyline(((x1, y1), (x2, y2))), class_=class_)
