@@ -1,10 +1,12 @@
-"""DCLS: time and memory of building the kernel, forward and backward, against the released code.
+"""DCLS: time and memory of building the kernel, forward and backward, with and without omniconv's
+compiled code, against the released code.
 
     python benchmarks/dcls_construction.py [--threads 2] [--repeats 20] [--json]
 
 17 x 17, 34 taps, 96 -> 96 channels unless said otherwise. The bound to keep is 15 ms and 60 MB on
 two cores; memory is the most that tensors hold at once, parameters and their gradients included.
-The three interpolations take turns in one process with a pinned allocator; medians. The released
+The three interpolations take turns in one process with a pinned allocator, each by the compiled
+kernel ("omniconv") and by its torch reference ("torch"); medians. The released
 code follows, one call of seconds each, where the package DCLS is installed. Nothing is printed
 before each kernel has been compared with its formula, evaluated tap by tap, and the released one.
 """
@@ -74,21 +76,30 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     import omniconv as oc
     from omniconv.analysis import peak_memory, time_steps
+    from omniconv.kernels import backend
 
     class Ours(nn.Module):
         """The kernel of a layer as the output of a module without inputs."""
+
+        backend = "auto"
 
         def __init__(self, layer: Any) -> None:
             super().__init__()
             self.layer = layer
 
         def forward(self) -> Tensor:
+            backend.set_backend(self.backend)
             return self.layer.kernel()
+
+    class Reference(Ours):
+        backend = "torch"
 
     class Released(Ours):
         def forward(self) -> Tensor:
             return self.layer.DCK(self.layer.weight, self.layer.P, self.layer.SIG)
 
+    if reason := backend.load("dcls").reason:
+        sys.exit(f"there is no compiled kernel to measure: {reason}")
     forms: dict[tuple[str, str], Ours] = {}
     for interpolation, version in VERSIONS.items():
         own = {"taps": options.taps, "interpolation": interpolation, "bias": False}
@@ -98,13 +109,15 @@ def rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             layer.load_state_dict(layer.from_official(theirs.state_dict()))
             forms[interpolation, "released"] = Released(theirs)
         forms[interpolation, "omniconv"] = Ours(layer)
+        forms[interpolation, "torch"] = Reference(layer)
         with torch.no_grad():
-            kernel = layer.kernel()
-            torch.testing.assert_close(kernel[:2], formula(layer, 2), rtol=1e-4, atol=1e-5)
+            for name in ("omniconv", "torch"):
+                kernel = forms[interpolation, name]()
+                torch.testing.assert_close(kernel[:2], formula(layer, 2), rtol=1e-4, atol=1e-5)
             if theirs is not None:
                 right = forms[interpolation, "released"]()
                 torch.testing.assert_close(kernel, right, rtol=1e-4, atol=1e-5)
-    ours = {key: form for key, form in forms.items() if key[1] == "omniconv"}
+    ours = {key: form for key, form in forms.items() if key[1] != "released"}
     measured = time_steps(list(ours.values()), (), repeats=options.repeats)
     timings = dict(zip(ours, measured, strict=True))
     for key in forms.keys() - ours.keys():
