@@ -67,7 +67,7 @@ def run(
                 if event.kind == "costs":
                     costs = event.record["rows"]
         results = files.assemble(prepared, store, command, costs)
-        files.write(results, folder)
+        _write(results, folder)
     if progress and not json:
         print(display.final_table(results))
         print(f"\nReport: {folder / 'report.html'}")
@@ -97,8 +97,16 @@ def rebuild(out: str | Path) -> tuple[int, dict[str, Any]]:
         if content is None:
             raise Refused(f"the store in {str(folder)!r} must hold a plan, but it is empty")
         results = files.assemble(Prepared.from_json(content), store, content["command"])
-        files.write(results, folder)
+        _write(results, folder)
     return (0 if files.complete(results) else 1), results
+
+
+def _write(results: dict[str, Any], folder: Path) -> None:
+    """Write the files, and remove what an earlier writer left aside when it was killed."""
+    for name in ("results.json", "results.csv", "report.html"):
+        for leftover in folder.glob(f".{name}.*"):
+            leftover.unlink(missing_ok=True)
+    files.write(results, folder)
 
 
 @contextmanager
