@@ -316,12 +316,11 @@ def test_other_schemas_are_refused_in_one_sentence(tmp_path: Path):
 def test_a_report_that_cannot_be_written_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def full_disk(path: Path, text: str, **_: Any) -> None:
-        path.write_bytes(text[:100].encode())
+    def full_disk(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     old = render(make_results(rows=2), tmp_path)
-    monkeypatch.setattr(Path, "write_text", full_disk)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError, match="No space left"):
         write_report(make_results(rows=1), tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == old
