@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from .data import Comparison
-from .formats import budget, count, margin
+from .formats import budget, count, margin, significant
 from .headline import SEEDS_NEEDED
 
 
 def statistics(page: Comparison) -> str:
     """How to read a verdict, in two sentences."""
     seeds = page.plan.get("seeds")
-    n = f"n = {len(seeds)}" if isinstance(seeds, list) else "several"
+    n = f"n = {len(seeds)}" if isinstance(seeds, list) else "several seeds"
     return (
-        f"Rows are compared seed by seed ({n} seeds, paired t-test): brackets are 95 % intervals "
+        f"Rows are compared seed by seed ({n}, paired t-test): brackets are 95 % intervals "
         f"of one row alone, and a difference counts where its p, corrected for the number of rows "
         f"(Holm), is at most 0.05. No relevant difference, or level, is what is shown to be "
         f"smaller than the margin of {margin(page.metric)} that was fixed beforehand; what is "
@@ -51,7 +51,8 @@ def method(page: Comparison) -> list[str]:
     )
     if metric.chance is not None:
         points.append(
-            f"A seed that diverges counts as chance level, {metric.chance:g} {metric.unit}".rstrip()
+            "A seed that diverges counts as a network that has learned nothing, "
+            + f"{significant(metric.chance)} {metric.unit}".rstrip()
             + "."
         )
     if any(row.standing for row in page.rows):

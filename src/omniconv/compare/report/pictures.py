@@ -69,7 +69,10 @@ def fields(page: Comparison, detail: float) -> list[dict[str, object]]:
 
 
 def _area(field: Field) -> str:
-    return "–" if field.area is None else f"{fixed(100 * field.area, 0)} %"
+    if field.area is None:
+        return "–"
+    share = 100 * field.area
+    return f"{fixed(share, 0) if share >= 9.5 else significant(share, 2)} %"
 
 
 def _size(field: Field) -> str:
