@@ -74,12 +74,15 @@ def test_an_operator_is_judged_against_plain_networks_of_its_own_latency():
         _measured(5000.0, [88, 88.1, 88.2, 87.9, 88], label="below"),
         _measured(9.5, [80, 80.2, 80, 80, 80.1], label="as fast as the clock tells"),
         _measured(5.0, around[90], label="faster"),
+        _measured(50.0, around[90], label="other seeds"),
         _row(*((seed, "done", 90.0) for seed in range(5))),  # without costs
     ]
+    for trial in rows[-2]["trials"]:
+        trial["seed"] += 5
     _judge(rows)
     found = {row["label"]: row["frontier"] for row in rows}
     assert [row["frontier"] for row in rows[:3]] == [None] * 3
-    assert rows[-1]["frontier"] is None
+    assert rows[-1]["frontier"] is rows[-2]["frontier"] is None
     words = {label: entry["verdict"] for label, entry in found.items() if entry}
     assert words == {
         "level": "level",

@@ -32,13 +32,12 @@ IMAGE_SIZE = 32
 def pictures(network: Network, task: Task, data: TaskData) -> dict[str, Any]:
     """The pictures of a trained network; its mode and gradients stay."""
     inputs, targets = task.examples(data, FIELD_IMAGES)
+    some = slice(None, None, FIELD_IMAGES // LOOKED_AT)
     like = next(network.model.parameters())
     return {
         "kernels": learned_kernels(network),
         "receptive_field": _receptive_field(network.model, inputs.to(like)),
-        "attention": _attention(
-            network.model, inputs[:LOOKED_AT].to(like), targets[:LOOKED_AT], data
-        ),
+        "attention": _attention(network.model, inputs[some].to(like), targets[some], data),
     }
 
 

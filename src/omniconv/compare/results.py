@@ -172,20 +172,21 @@ def _place(
         fastest = min(point[0] for point in points)
         place = fastest if own < fastest <= own * CLOCK_NOISE else own
         found = stats.at_latency(points, place, prepared.metric.higher_is_better)
-        row["frontier"] = {"latency_ms": own, "between": [], "verdict": "outside"}
-        if found is not None:
+        if found is None:
+            row["frontier"] = {"latency_ms": own, "between": [], "verdict": "outside"}
+        elif found[1].keys() & scores[index].keys():
             placed.append((index, [plain[i] for i in found[0]], found[1]))
             among.append(stats.rivals(points, place, prepared.metric.higher_is_better))
     pairs = [(scores[index], reference) for index, _, reference in placed]
     verdicts = _verdicts(pairs, prepared, among)
     for (index, used, reference), (difference, word) in zip(placed, verdicts, strict=True):
-        if reference:
-            rows[index]["frontier"] |= {
-                "between": [rows[i]["label"] for i in used],
-                "score": statistics.fmean(reference.values()),
-                **(difference or {}),
-                "verdict": FRONTIER_WORDS.get(word, word),
-            }
+        rows[index]["frontier"] = {
+            "latency_ms": latency[index],
+            "between": [rows[i]["label"] for i in used],
+            "score": statistics.fmean(reference.values()),
+            **(difference or {}),
+            "verdict": FRONTIER_WORDS.get(word, word),
+        }
 
 
 def _scores(row: Mapping[str, Any], chance: float) -> dict[int, float]:
