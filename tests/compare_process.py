@@ -16,7 +16,10 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 import traceback
+from ctypes import CDLL
+from importlib import import_module
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
@@ -24,6 +27,7 @@ from typing import Any
 import yaml
 
 PATIENCE = 120.0
+PR_SET_CHILD_SUBREAPER = 36
 FILES = frozenset({"lock", "store.sqlite", "results.json", "results.csv", "report.html"})
 """What a finished comparison leaves."""
 
@@ -36,8 +40,35 @@ LINES = {
 """The files whose lines are counted, by who is to be killed (in compare/)."""
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that live."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def until(condition: Any, what: str) -> Any:
+    """Wait for something to become true; returns it."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError(f"waited in vain for {what}")
+
+
 class Nursery:
-    """A context manager; ``site`` is put on the path of all commands."""
+    """A context manager; ``site`` is put on the path of all commands.
+
+    Orphans become its children: a command has ended when none of its processes is left.
+    """
 
     def __init__(self, site: Path | None = None) -> None:
         path = [str(Path(__file__).parent), *([str(site)] if site else [])]
@@ -66,7 +97,9 @@ class Nursery:
 
     def wait(self) -> int:
         """Wait for the command; returns its exit code, or minus the signal that killed it."""
-        return os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        code = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        until(lambda: not children(self.process.pid), "trials to die with their driver")
+        return code
 
 
 class Forked:
@@ -135,14 +168,13 @@ def check_store(out: Path, results: dict[str, Any]) -> None:
 
 def _raise_children() -> None:
     """Be the nursery: fork a driver for every line of standard input."""
-    import omniconv.compare.comparison
-    import omniconv.compare.cost
-    import omniconv.compare.report
-    import omniconv.compare.trial  # noqa: F401
-    import torch._dynamo  # which the driver's first network without memory does
+    rooms = [f"omniconv.compare.{name}" for name in ("comparison", "cost", "report", "trial")]
+    for name in (*rooms, "torch._dynamo"):  # the last is what networks without memory import
+        import_module(name)
     from omniconv.compare import identity
     from omniconv.core.registry import list_operators
 
+    CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     identity.environment(list_operators())
     for line in sys.stdin:
         pid = os.fork()

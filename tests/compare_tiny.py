@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ FAULTY = '''
 import os
 import signal
 
+import torch
 from torch import nn
 
 from omniconv.core.card import Card
@@ -49,6 +51,19 @@ class Dies2d(_Faulty, nn.Conv2d):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Hangs2d(_Faulty, nn.Conv2d):
+    def kernel(self):
+        while True:
+            signal.pause()
+
+
+class Hoards2d(_Faulty, nn.Conv2d):
+    def kernel(self):
+        hoard = []
+        while True:
+            hoard.append(torch.zeros(2**24))
+
+
 def _card(name, layer):
     return Card(
         name=name,
@@ -64,13 +79,17 @@ def _card(name, layer):
 
 raises = _card("raises", Raises2d)
 dies = _card("dies", Dies2d)
+hangs = _card("hangs", Hangs2d)
+hoards = _card("hoards", Hoards2d)
 '''
 
 
-def write_idx(directory: Path, train: int = 60, test: int = 30, size: int = 8) -> str:
+def write_idx(
+    directory: Path, train: int = 60, test: int = 30, size: int = 8, seed: int = 0
+) -> str:
     """Noisy stripes in IDX files; returns the ``data`` of a plan."""
     directory.mkdir(parents=True, exist_ok=True)
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     for prefix, count in (("train", train), ("t10k", test)):
         labels = (np.arange(count) % CLASSES).astype(np.uint8)
         images = draw.integers(0, 100, (count, size, size)).astype(np.uint8)
@@ -104,8 +123,31 @@ def install_faulty(site: Path) -> None:
     info.mkdir(parents=True)
     (site / "faulty.py").write_text(FAULTY, encoding="utf-8")
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: faulty\nVersion: 1.0\n")
-    entries = "[omniconv.operators]\nraises = faulty:raises\ndies = faulty:dies\n"
+    names = ("raises", "dies", "hangs", "hoards")
+    entries = "\n".join(["[omniconv.operators]", *(f"{name} = faulty:{name}" for name in names)])
     (info / "entry_points.txt").write_text(entries, encoding="utf-8")
+
+
+def change_data(folder: Path) -> None:
+    """Other images in place of a plan's, of the same number and size."""
+    write_idx(folder / "data", seed=1)
+
+
+def truncate_snapshot(folder: Path) -> None:
+    """Half of the copy that the driver made of the data is lost."""
+    path = folder / "out" / "checkpoints" / "data.pt"
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def erase_snapshot(folder: Path) -> None:
+    """The copy is as long as before, and empty."""
+    path = folder / "out" / "checkpoints" / "data.pt"
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def remove_snapshot(folder: Path) -> None:
+    """The copy is gone."""
+    (folder / "out" / "checkpoints" / "data.pt").unlink()
 
 
 def scheduled(plan: Plan) -> Schedule:

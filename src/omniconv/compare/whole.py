@@ -34,7 +34,16 @@ def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
 
 def save_tensors(path: Path, content: Any) -> None:
     """Write tensors in plain containers."""
-    write(path, lambda file: torch.save(content, file))
+
+    def save(file: BinaryIO) -> None:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # what torch makes of a write that failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    write(path, save)
 
 
 def load_tensors(path: Path, *, mmap: bool = False) -> Any:
