@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
+import select
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import yaml
 
 PATIENCE = 120.0
@@ -78,9 +81,9 @@ class Nursery:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
-            text=True,
-            bufsize=1,
+            bufsize=0,
         )
+        self.driver = self.process.pid
 
     def __enter__(self) -> Nursery:
         return self
@@ -92,14 +95,23 @@ class Nursery:
 
     def start(self, argv: list[str], **order: Any) -> int:
         """Start a command; returns the driver's process id. See :func:`_drive` for ``order``."""
-        self.process.stdin.write(json.dumps({"argv": argv, **order}) + "\n")
-        return int(self.process.stdout.readline())
+        self.process.stdin.write(json.dumps({"argv": argv, **order}).encode() + b"\n")
+        self.driver = self._answer()
+        return self.driver
 
     def wait(self) -> int:
         """Wait for the command; returns its exit code, or minus the signal that killed it."""
-        code = os.waitstatus_to_exitcode(int(self.process.stdout.readline()))
+        code = os.waitstatus_to_exitcode(self._answer())
         until(lambda: not children(self.process.pid), "trials to die with their driver")
         return code
+
+    def _answer(self) -> int:
+        """The next number that the process writes."""
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
+            os.kill(self.driver, signal.SIGKILL)
+            self.process.stdout.readline()
+            raise AssertionError(f"a command took more than {PATIENCE:g} s")
+        return int(self.process.stdout.readline())
 
 
 class Forked:
@@ -215,6 +227,8 @@ def _drive(order: dict[str, Any]) -> None:
 def _end(watch: _Watch, main: Any) -> None:
     """Run ``main``, watched, and end the process as an interpreter would."""
     code = 0
+    random.seed()  # as new interpreters do
+    np.random.seed()  # noqa: NPY002
     try:
         sys.settrace(watch.call)
         main()

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks")
 def twice(tmp_path_factory):
     """The same comparison, with tuning, a screen and a frontier, in two folders."""
     folder = tmp_path_factory.mktemp("twice")
-    with Nursery() as nursery:
+    with Nursery() as one, Nursery() as another:  # text is hashed differently there
         found = []
-        for name in ("first", "second"):
+        for nursery, name in ((one, "first"), (another, "second")):
             plan = tiny(
                 write_idx(folder / name / "data"),
                 rows=["conv", "weighted", "dcls(kernel_size=5, taps=4)", "conv(lr=1e6)"],
@@ -35,7 +35,7 @@ def twice(tmp_path_factory):
             command = Forked(nursery, folder / name, plan)
             assert command.run() == 1  # a row diverges
             found.append(command)
-        yield nursery, folder, *found
+        yield one, folder, *found
 
 
 def test_the_same_plan_twice_gives_the_same_numbers_and_verdicts(twice):
