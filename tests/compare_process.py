@@ -38,7 +38,7 @@ LINES = {
     "driver": ("driver", "store", "worker"),
     "trial": ("trial", "worker", "whole", "budget", "optimizer"),
     "cost": ("cost", "worker", "whole"),
-    "report": ("comparison", "results", "whole", "report/__init__"),
+    "report": ("comparison", "results", "whole", "report/files"),
 }
 """The files whose lines are counted, by who is to be killed (in compare/)."""
 
@@ -293,8 +293,8 @@ class _Watch:
     """Follows the code of :mod:`omniconv.compare`, and kills its process at a moment.
 
     A moment has ``who`` (driver or worker) and either ``line``, a count, or ``event`` (call or
-    return), ``name`` (of a function) and ``count``. A section that ends before its moment has
-    come ends with it.
+    return), ``name`` (of a function) and ``count``; ``both``, whether a worker kills its driver
+    too. A section that ends before its moment has come ends with it.
     """
 
     def __init__(self, kills: dict[str, Any], act: dict[str, str] | None) -> None:
@@ -384,4 +384,6 @@ class _Watch:
         if self.moment["who"] == self.me:
             with open("killed", "a", encoding="utf-8") as file:
                 file.write(f"{self.stage} {self.me} {where}\n")
+            if self.moment.get("both"):
+                os.kill(os.getppid(), signal.SIGKILL)
             os.kill(os.getpid(), signal.SIGKILL)

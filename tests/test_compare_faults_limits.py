@@ -155,7 +155,7 @@ def test_a_trial_that_hangs_is_given_up_and_the_rest_finish(nursery, undisturbed
 
 def test_data_that_change_under_a_run_change_nothing(nursery, undisturbed, tmp_path):
     command = _command(nursery, tmp_path)
-    assert command.run(act={"1": "change_data"}) == 0
+    assert command.run(act={"0": "change_data"}) == 0
     assert numbers(command.results()) == numbers(undisturbed.results())
     before = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
     after = {path.name: path.read_bytes() for path in (undisturbed.folder / "data").iterdir()}
