@@ -102,7 +102,12 @@ class Nursery:
     def wait(self) -> int:
         """Wait for the command; returns its exit code, or minus the signal that killed it."""
         code = os.waitstatus_to_exitcode(self._answer())
-        until(lambda: not children(self.process.pid), "trials to die with their driver")
+        try:
+            until(lambda: not children(self.process.pid), "trials to die with their driver")
+        except AssertionError:
+            for pid in children(self.process.pid):
+                os.kill(pid, signal.SIGKILL)
+            raise
         return code
 
     def _answer(self) -> int:

@@ -53,6 +53,7 @@ class Dies2d(_Faulty, nn.Conv2d):
 
 class Hangs2d(_Faulty, nn.Conv2d):
     def kernel(self):
+        open("hanging", "w").close()
         while True:
             signal.pause()
 

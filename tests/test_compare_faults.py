@@ -110,6 +110,15 @@ def test_a_real_process_that_is_killed_takes_its_trial_along_and_goes_on(nursery
     assert [leg["seconds"] for leg in curve][: len(before)] == before  # it was not trained again
 
 
+def test_a_trial_that_hangs_dies_with_its_driver(nursery, tmp_path):
+    plan = tiny(write_idx(tmp_path / "data"), rows=["conv", "faulty:hangs"], seeds=1)
+    command = Forked(nursery, tmp_path, plan)
+    pid = command.start()
+    until((tmp_path / "hanging").exists, "a trial that hangs")
+    os.kill(pid, signal.SIGKILL)
+    assert nursery.wait() == -9  # and the trial is gone
+
+
 def test_a_second_driver_is_refused_and_the_first_is_left_alone(nursery, tmp_path):
     plan = tiny(write_idx(tmp_path / "data"), budget="1epoch", seeds=1, rows=["conv"])
     command = Forked(nursery, tmp_path, plan)
