@@ -10,7 +10,7 @@ PYTHON ?= $(or $(shell for python in python3 python3.13 python3.12 python3.11; d
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help compare test test-full lint format types index conformance docs bench clean
+.PHONY: help compare test test-full lint format types index conformance docs bench wheel clean
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' $(MAKEFILE_LIST) | awk -F': ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ docs: $(VENV)/.docs ## the site, in site/index.html
 
 bench: $(VENV)/.dev ## every speed that the documentation names
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+wheel: $(VENV)/.dev ## a wheel for this platform that holds compiled kernels, in dist/
+	rm -rf build/kernels
+	$(BIN)/python -m omniconv.kernels.build build/kernels
+	OMNICONV_PREBUILT=$(abspath build/kernels) PIP_CONSTRAINT=constraints.txt \
+		PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m build --wheel
 
 clean: ## remove everything that is not committed but made here
 	rm -rf $(VENV) build dist site omniconv-report .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import signal
 import stat
 import subprocess
 import sys
 import time
+import types
 import warnings
 from pathlib import Path
 
@@ -299,3 +301,34 @@ def test_the_environment_names_the_back_end(monkeypatch):
     monkeypatch.setenv("OMNICONV_BACKEND", "cuda")
     with pytest.raises(ValueError, match="OMNICONV_BACKEND must be one of 'auto', 'torch', got"):
         runpy.run_path(backend.__file__)
+
+
+@pytest.fixture
+def wheel_hook(monkeypatch):
+    """The build hook, without the package that runs it."""
+    interface = types.ModuleType("hatchling.builders.hooks.plugin.interface")
+    interface.BuildHookInterface = object
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    path = Path(__file__).parents[1] / "tools" / "wheel_hook.py"
+    return runpy.run_path(str(path))["PrebuiltKernels"]()
+
+
+def test_a_wheel_names_its_platform_only_where_it_holds_libraries(
+    wheel_hook, tmp_path, monkeypatch
+):
+    plain = {"force_include": {}, "pure_python": True, "tag": None}
+    found = {"force_include": {}, "pure_python": True, "tag": None}
+    monkeypatch.delenv("OMNICONV_PREBUILT", raising=False)
+    wheel_hook.initialize("standard", found)
+    assert found == plain
+    monkeypatch.setenv("OMNICONV_PREBUILT", str(tmp_path))
+    wheel_hook.initialize("editable", found)
+    assert found == plain
+    with pytest.raises(ValueError, match="OMNICONV_PREBUILT must be a folder of libraries"):
+        wheel_hook.initialize("standard", found)
+    (tmp_path / "dcls-1.so").write_text("")
+    wheel_hook.initialize("standard", found)
+    included = {str((tmp_path / "dcls-1.so").resolve()): "omniconv/kernels/prebuilt/dcls-1.so"}
+    assert found["force_include"] == included
+    assert found["pure_python"] is False
+    assert re.fullmatch(r"py3-none-\w+", found["tag"])
