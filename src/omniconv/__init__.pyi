@@ -29,6 +29,9 @@ from omniconv.nn import DCLSConvTranspose3d as DCLSConvTranspose3d
 from omniconv.nn import GatedConv1d as GatedConv1d
 from omniconv.nn import GatedConv2d as GatedConv2d
 from omniconv.nn import GatedConv3d as GatedConv3d
+from omniconv.nn import GnConv1d as GnConv1d
+from omniconv.nn import GnConv2d as GnConv2d
+from omniconv.nn import GnConv3d as GnConv3d
 from omniconv.nn import Involution1d as Involution1d
 from omniconv.nn import Involution2d as Involution2d
 from omniconv.nn import Involution3d as Involution3d

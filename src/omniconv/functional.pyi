@@ -6,4 +6,5 @@ from omniconv.operators.masked.gated import gated_conv as gated_conv
 from omniconv.operators.hypercomplex.phc import hypercomplex_kernel as hypercomplex_kernel
 from omniconv.operators.dynamic.involution import involution as involution
 from omniconv.operators.masked.partial import partial_conv as partial_conv
+from omniconv.operators.gated.gnconv import recursive_gating as recursive_gating
 from omniconv.operators.weighted_density.weighted import weighted_kernel as weighted_kernel

@@ -260,6 +260,69 @@ class GatedConv3d(nn.Module):
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
 
+class GnConv1d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        order: int = ...,
+        scale: float = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class GnConv2d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        order: int = ...,
+        scale: float = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class GnConv3d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        order: int = ...,
+        scale: float = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
 class Involution1d(nn.Module):
     def __init__(
         self,
