@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -199,6 +200,15 @@ def test_preparing_tries_every_row_on_the_real_layers(data):
     assert [row.pointwise for row in prepared.plan.rows] == [False] * 4
     assert prepared.metric.margin == 0.25
     assert prepared.dataset.sizes == {"train": 54, "validation": 6, "test": 30}
+
+
+def test_preparing_needs_no_compiler(data):
+    code = (
+        "import sys; from omniconv.compare import parse; from omniconv.compare.prepare import "
+        "prepare; prepare(parse({'data': sys.argv[1]})); print('torch._dynamo' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, data], capture_output=True, text=True)
+    assert run.stdout == "False\n", run.stderr
 
 
 def test_a_mixer_on_dense_layers_gets_a_pointwise_layer(data):

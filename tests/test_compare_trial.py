@@ -286,7 +286,8 @@ def test_a_plain_layer_without_padding_to_lose_cannot_shrink():
         network._Plain(1)(nn.Conv2d(2, 3, 3))
 
 
-def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job):
+@pytest.mark.parametrize("row", ["weighted", "dcls"])
+def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job, row):
     """And imports nothing that only the driver needs, nor torch's compiler."""
     code = (
         "import json, sys, time, torch; start = time.process_time();"
@@ -294,7 +295,7 @@ def test_a_trial_costs_less_than_a_second_besides_the_import_of_torch(make_job):
         "trial.work(json.loads(sys.argv[1]), lambda event: None);"
         "print(json.dumps([time.process_time() - start, sorted(sys.modules)]))"
     )
-    job = make_job(rows=["weighted"], budget="1epoch")
+    job = make_job(rows=[row], budget="1epoch")
     run = subprocess.run(
         [sys.executable, "-c", code, json.dumps(job)], capture_output=True, text=True, check=True
     )

@@ -26,15 +26,16 @@ from omniconv.core.static_kernel import StaticKernel
 from omniconv.surgery.fold import fold_
 from omniconv.tasks.task import TaskData
 
-__all__ = ["RATIOS", "work"]
+__all__ = ["RATIOS", "SECONDS", "TIMINGS", "work"]
 
 RATIOS = ("parameters", "flops_forward", "step_ms", "latency_1_ms", "latency_n_ms", "peak_bytes")
 """The costs that are also given relative to the first row."""
 
 Loss = Callable[[Tensor], Tensor]
 
+TIMINGS = 3
 SECONDS = 6.0
-"""What each of the three timings may take, all rows together."""
+"""What each of the timings may take, all rows together."""
 
 FEWEST, MOST = 5, 100
 

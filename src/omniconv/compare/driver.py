@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from omniconv.compare import whole, worker
+from omniconv.compare.cost import SECONDS, TIMINGS
 from omniconv.compare.identity import identify
 from omniconv.compare.schedule import Job, Schedule
 from omniconv.compare.store import Store
@@ -134,7 +135,7 @@ def _costs(schedule: Schedule, store: Store, id: str, data: str) -> Generator[Ev
     indices = [index for index, progress in enumerate(schedule.rows) if progress.kept]
     skipped: dict[int, str] = {}
     rows: list[dict[str, Any]] = []
-    limit = schedule.plan.time_limit
+    limit = schedule.plan.time_limit + TIMINGS * SECONDS
     while not rows:
         current: int | None = None
         with closing(worker.run("cost", {**job, "skip": skipped}, job["threads"], limit)) as events:

@@ -20,6 +20,7 @@ import omniconv
 from omniconv.compare import worker
 from omniconv.compare.rows import DEPTHWISE, PLAIN
 from omniconv.core.registry import card
+from omniconv.kernels import backend
 
 __all__ = ["environment", "identify", "machine"]
 
@@ -52,16 +53,17 @@ OWN = {
 def environment(operators: Iterable[str]) -> dict[str, Any]:
     """Everything here that numbers depend on, the job and its data aside.
 
-    That is: the source of omniconv and of the operators, versions, back end, CPU capability.
+    That is: the source of omniconv and of the operators, the kernels that they run on here
+    (built now where they are not yet), versions, CPU capability.
     """
+    names = sorted(set(operators))
     return {
         "source": {kind: _source(kind) for kind in OWN},
-        "operators": {name: _operator_source(name) for name in sorted(set(operators))},
+        "operators": {name: [_operator_source(name), _kernels(name)] for name in names},
         "torch": torch.__version__,
         "numpy": np.__version__,
         "omniconv": omniconv.__version__,
         "device": "cpu",
-        "backend": os.environ.get("OMNICONV_BACKEND", "auto"),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
     }
@@ -116,6 +118,13 @@ def _operator_source(name: str) -> str:
     module = import_module(card(name).layer(2).__module__)
     path = getattr(module, "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
+
+
+def _kernels(name: str) -> list[str]:
+    """The kernels of an operator that run here."""
+    if name in (PLAIN, DEPTHWISE) or backend.get_backend() == "torch":
+        return []
+    return [kernel for kernel in card(name).kernels if backend.load(kernel).path]
 
 
 def machine(threads: int) -> dict[str, Any]:

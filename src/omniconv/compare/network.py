@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from omniconv import models
 from omniconv.compare.rows import DEPTHWISE, PLAIN
@@ -22,6 +25,11 @@ BODY = "body"
 """``where`` of the layers that a backbone calls its body."""
 
 PLAIN_ARGUMENTS = ("kernel_size",)
+VALUES = re.compile(
+    r"(?:normal|uniform|kaiming_normal|kaiming_uniform|trunc_normal|constant|fill|zero|ones|clamp|"
+    r"add|sub|mul|div|copy)_"
+)
+"""Names of functions of torch and ``nn.init`` that change a tensor's values and nothing else."""
 
 
 class Network:
@@ -54,6 +62,27 @@ def build(point: Mapping[str, Any], data: TaskData, device: str = "cpu") -> Netw
         ValueError: Unknown backbone or operator, or an argument it cannot take.
         TypeError: Unknown argument, or one of another type.
     """
+    with _Valueless() if device == "meta" else nullcontext():
+        return _build(point, data, device)
+
+
+class _Valueless(TorchFunctionMode):
+    """Sets no values where there is no memory: torch would import its compiler for that."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if VALUES.fullmatch(getattr(func, "__name__", "")):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+def _build(point: Mapping[str, Any], data: TaskData, device: str) -> Network:
     row = point["row"]
     with torch.device(device):
         model = models.build(
@@ -131,7 +160,6 @@ class _Plain:
             device=conv.weight.device,
             dtype=conv.weight.dtype,
         )
-        energy = conv.weight.detach().square().mean() * conv.weight[0].numel()
         parts = [new]
         if split:
             parts.append(
@@ -145,8 +173,9 @@ class _Plain:
                     dtype=conv.weight.dtype,
                 )
             )
-        for part in parts:
-            if not part.weight.is_meta:
+        if not conv.weight.is_meta:
+            energy = conv.weight.detach().square().mean() * conv.weight[0].numel()
+            for part in parts:
                 deviation = float((energy / part.weight[0].numel()).sqrt())
                 nn.init.normal_(part.weight, 0.0, deviation)
         return MixerPointwise(*parts) if split else new

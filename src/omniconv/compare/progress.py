@@ -176,6 +176,8 @@ def final_table(results: Mapping[str, Any]) -> str:
             f"{row['label']}, seed {trial['seed']}: {trial['status']}: {reason}"
             for reason, trial in reasons.items()
         ]
+        if row["cost_reason"]:
+            lines.append(f"{row['label']}, costs: {row['cost_reason']}")
     return "\n".join(lines)
 
 

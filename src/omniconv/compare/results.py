@@ -63,6 +63,7 @@ def assemble(
                 "tuning": progress.tuning,
                 "screened": progress.screened,
                 "cost": _cost(known[index], known[0]),
+                "cost_reason": (known[index] or {}).get("reason"),
                 "trials": [_trial(id, seed, trials[seed]) for seed, id in progress.trials.items()],
                 "extras": _extras(list(trials.values())),
                 "pictures": None if first is None else first.pictures,

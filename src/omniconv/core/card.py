@@ -111,6 +111,7 @@ class Card:
         dtypes: Floating-point types it runs in.
         onnx: Exports to ONNX.
         default_extent: Kernel extent that the paper uses.
+        kernels: Names of the compiled kernels (``omniconv.kernels``) that it may run on.
         channel_multiple: Own arguments -> number that must divide the channels.
         samples: Number of axes -> further configurations for the matrix.
         error_inputs: Number of axes -> constructor arguments that must be refused.
@@ -142,6 +143,7 @@ class Card:
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")
     onnx: bool = True
     default_extent: int = 3
+    kernels: tuple[str, ...] = ()
     channel_multiple: Callable[[Mapping[str, Any]], int] = _any_channels
     samples: Callable[[int], tuple[Sample, ...]] = _no_samples
     error_inputs: Callable[[int], tuple[ErrorInput, ...]] = _no_errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,15 @@ ConvNd = _ConvNd
 
 ConvTransposeNd = _ConvTransposeNd
 """The common base class of torch's three transposed convolution layers."""
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant_result(function: F) -> F:
+    """``torch.compiler.assume_constant_result``, which imports torch's compiler to set a mark."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def set_reversed_padding(module: Any, pads: tuple[tuple[int, int], ...]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omniconv.core import args
-from omniconv.core.compat import is_transforming
+from omniconv.core.compat import constant_result, is_transforming
 from omniconv.kernels import build
 
 __all__ = ["BACKENDS", "State", "get_backend", "kernel_for", "load", "set_backend", "state"]
@@ -69,7 +69,7 @@ def kernel_for(name: str, *tensors: Tensor) -> bool:
     return _ready(name)
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _ready(name: str) -> bool:
     found = _states.get(name)
     if found is None:

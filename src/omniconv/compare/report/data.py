@@ -164,6 +164,7 @@ class Row:
     standing: Standing | None
     cost: Mapping[str, float | None]
     ratio: Mapping[str, float | None]
+    cost_reason: str
     batch: int | None
     folded: bool
     lr: float | None

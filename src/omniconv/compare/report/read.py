@@ -129,6 +129,7 @@ def _row(row: Mapping[str, Any]) -> Row:
         standing=_standing(row.get("frontier")),
         cost={name: number(cost.get(name)) for name in COSTS},
         ratio={name: number(ratio.get(name)) for name in COSTS},
+        cost_reason=_text(row.get("cost_reason")),
         batch=_integer(cost.get("batch")),
         folded=cost.get("folded") is True,
         lr=number(row.get("lr")),

@@ -145,7 +145,7 @@ def tally(row: Row) -> str:
 
 
 def stopped(page: Comparison, longest: int) -> list[dict[str, Any]]:
-    """Trials that did not finish, those of one row with the same reason together."""
+    """Trials that did not finish, those of one row and reason together, and missing costs."""
     groups: dict[tuple[int, str, str], list[str]] = {}
     for index, row in enumerate(page.rows):
         for trial in row.trials:
@@ -155,6 +155,8 @@ def stopped(page: Comparison, longest: int) -> list[dict[str, Any]]:
                 if len(reason) > longest:
                     reason = reason[:longest] + " …"
                 groups.setdefault((index, trial.status, reason), []).append(seed)
+        if row.cost_reason:
+            groups[index, "costs not measured", row.cost_reason[:longest]] = ["–"]
     return [
         {"row": page.rows[index], "status": status, "reason": reason, "seeds": ", ".join(seeds)}
         for (index, status, reason), seeds in groups.items()
