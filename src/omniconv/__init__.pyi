@@ -44,6 +44,12 @@ from omniconv.nn import PHConvTranspose3d as PHConvTranspose3d
 from omniconv.nn import PartialConv1d as PartialConv1d
 from omniconv.nn import PartialConv2d as PartialConv2d
 from omniconv.nn import PartialConv3d as PartialConv3d
+from omniconv.nn import SMPConv1d as SMPConv1d
+from omniconv.nn import SMPConv2d as SMPConv2d
+from omniconv.nn import SMPConv3d as SMPConv3d
+from omniconv.nn import SMPConvTranspose1d as SMPConvTranspose1d
+from omniconv.nn import SMPConvTranspose2d as SMPConvTranspose2d
+from omniconv.nn import SMPConvTranspose3d as SMPConvTranspose3d
 from omniconv.nn import WeightedConv1d as WeightedConv1d
 from omniconv.nn import WeightedConv2d as WeightedConv2d
 from omniconv.nn import WeightedConv3d as WeightedConv3d

@@ -8,6 +8,7 @@ OPERATORS: dict[str, str] = {
     "involution": "omniconv.operators.dynamic.involution",
     "partial": "omniconv.operators.masked.partial",
     "phc": "omniconv.operators.hypercomplex.phc",
+    "smpconv": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "weighted": "omniconv.operators.weighted_density.weighted",
 }
 NN: dict[str, str] = {
@@ -38,6 +39,12 @@ NN: dict[str, str] = {
     "PartialConv1d": "omniconv.operators.masked.partial",
     "PartialConv2d": "omniconv.operators.masked.partial",
     "PartialConv3d": "omniconv.operators.masked.partial",
+    "SMPConv1d": "omniconv.operators.continuous_implicit_kernel.smpconv",
+    "SMPConv2d": "omniconv.operators.continuous_implicit_kernel.smpconv",
+    "SMPConv3d": "omniconv.operators.continuous_implicit_kernel.smpconv",
+    "SMPConvTranspose1d": "omniconv.operators.continuous_implicit_kernel.smpconv",
+    "SMPConvTranspose2d": "omniconv.operators.continuous_implicit_kernel.smpconv",
+    "SMPConvTranspose3d": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "WeightedConv1d": "omniconv.operators.weighted_density.weighted",
     "WeightedConv2d": "omniconv.operators.weighted_density.weighted",
     "WeightedConv3d": "omniconv.operators.weighted_density.weighted",
@@ -53,5 +60,6 @@ FUNCTIONAL: dict[str, str] = {
     "involution": "omniconv.operators.dynamic.involution",
     "partial_conv": "omniconv.operators.masked.partial",
     "recursive_gating": "omniconv.operators.gated.gnconv",
+    "smp_kernel": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "weighted_kernel": "omniconv.operators.weighted_density.weighted",
 }
