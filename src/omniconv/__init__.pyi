@@ -50,6 +50,12 @@ from omniconv.nn import SMPConv3d as SMPConv3d
 from omniconv.nn import SMPConvTranspose1d as SMPConvTranspose1d
 from omniconv.nn import SMPConvTranspose2d as SMPConvTranspose2d
 from omniconv.nn import SMPConvTranspose3d as SMPConvTranspose3d
+from omniconv.nn import SeparableKernelConv1d as SeparableKernelConv1d
+from omniconv.nn import SeparableKernelConv2d as SeparableKernelConv2d
+from omniconv.nn import SeparableKernelConv3d as SeparableKernelConv3d
+from omniconv.nn import SeparableKernelConvTranspose1d as SeparableKernelConvTranspose1d
+from omniconv.nn import SeparableKernelConvTranspose2d as SeparableKernelConvTranspose2d
+from omniconv.nn import SeparableKernelConvTranspose3d as SeparableKernelConvTranspose3d
 from omniconv.nn import WeightedConv1d as WeightedConv1d
 from omniconv.nn import WeightedConv2d as WeightedConv2d
 from omniconv.nn import WeightedConv3d as WeightedConv3d

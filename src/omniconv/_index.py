@@ -8,6 +8,7 @@ OPERATORS: dict[str, str] = {
     "involution": "omniconv.operators.dynamic.involution",
     "partial": "omniconv.operators.masked.partial",
     "phc": "omniconv.operators.hypercomplex.phc",
+    "separable_kernel": "omniconv.operators.compression.separable_kernel",
     "smpconv": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "weighted": "omniconv.operators.weighted_density.weighted",
 }
@@ -45,6 +46,12 @@ NN: dict[str, str] = {
     "SMPConvTranspose1d": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "SMPConvTranspose2d": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "SMPConvTranspose3d": "omniconv.operators.continuous_implicit_kernel.smpconv",
+    "SeparableKernelConv1d": "omniconv.operators.compression.separable_kernel",
+    "SeparableKernelConv2d": "omniconv.operators.compression.separable_kernel",
+    "SeparableKernelConv3d": "omniconv.operators.compression.separable_kernel",
+    "SeparableKernelConvTranspose1d": "omniconv.operators.compression.separable_kernel",
+    "SeparableKernelConvTranspose2d": "omniconv.operators.compression.separable_kernel",
+    "SeparableKernelConvTranspose3d": "omniconv.operators.compression.separable_kernel",
     "WeightedConv1d": "omniconv.operators.weighted_density.weighted",
     "WeightedConv2d": "omniconv.operators.weighted_density.weighted",
     "WeightedConv3d": "omniconv.operators.weighted_density.weighted",
@@ -60,6 +67,7 @@ FUNCTIONAL: dict[str, str] = {
     "involution": "omniconv.operators.dynamic.involution",
     "partial_conv": "omniconv.operators.masked.partial",
     "recursive_gating": "omniconv.operators.gated.gnconv",
+    "separable_kernel": "omniconv.operators.compression.separable_kernel",
     "smp_kernel": "omniconv.operators.continuous_implicit_kernel.smpconv",
     "weighted_kernel": "omniconv.operators.weighted_density.weighted",
 }
