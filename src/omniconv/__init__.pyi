@@ -35,6 +35,9 @@ from omniconv.nn import GnConv3d as GnConv3d
 from omniconv.nn import Involution1d as Involution1d
 from omniconv.nn import Involution2d as Involution2d
 from omniconv.nn import Involution3d as Involution3d
+from omniconv.nn import KANConv1d as KANConv1d
+from omniconv.nn import KANConv2d as KANConv2d
+from omniconv.nn import KANConv3d as KANConv3d
 from omniconv.nn import PHConv1d as PHConv1d
 from omniconv.nn import PHConv2d as PHConv2d
 from omniconv.nn import PHConv3d as PHConv3d

@@ -386,6 +386,81 @@ class Involution3d(nn.Module):
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
 
+class KANConv1d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        basis: str = ...,
+        degree: int | None = ...,
+        grid_size: int | None = ...,
+        grid_range: Any = ...,
+        base: Any = ...,
+        silu_basis: bool = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class KANConv2d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        basis: str = ...,
+        degree: int | None = ...,
+        grid_size: int | None = ...,
+        grid_range: Any = ...,
+        base: Any = ...,
+        silu_basis: bool = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class KANConv3d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        basis: str = ...,
+        degree: int | None = ...,
+        grid_size: int | None = ...,
+        grid_range: Any = ...,
+        base: Any = ...,
+        silu_basis: bool = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
 class PHConv1d(nn.Conv1d):
     def __init__(
         self,
