@@ -42,6 +42,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
+from omniconv.math.groups import join_groups
 from omniconv.math.naive import at, windows
 from omniconv.math.shift import shifted
 
@@ -180,11 +181,11 @@ class _GnConvNd(ConvLayer):
         layer, margins = transfer(cls, conv, extent, **own)
         source: Any = conv
         g = layer.geometry
-        args.divisor("groups", g.groups, **{"conv.groups": source.groups})
         last = layer.widths[-1]
         with torch.no_grad():
-            kernel = F.pad(source.weight.detach(), margins).double().flatten(2)
-            kernel = _fewer_groups(kernel, source.groups, g.groups).transpose(1, 2)
+            kernel = F.pad(source.weight.detach(), margins).double()
+            kernel = join_groups(kernel, source.groups, g.groups).flatten(2)
+            kernel = kernel.unflatten(0, (g.groups, -1)).transpose(1, 2)  # (g, i, o, taps)
             left, values, right = torch.linalg.svd(kernel, full_matrices=False)
             factors = (left[..., 0] * values[..., :1]).transpose(1, 2)  # (g, o, i)
             layer.project_out.copy_(factors.reshape(layer.project_out.shape))
@@ -238,17 +239,6 @@ def _split(x: Tensor, widths: Sequence[int], groups: int) -> list[Tensor]:
     """Parts of these widths in each group's channels, (B, groups * width, ...) each."""
     parts = x.unflatten(1, (groups, sum(widths))).split(list(widths), 2)
     return [part.flatten(1, 2) for part in parts]
-
-
-def _fewer_groups(kernel: Tensor, before: int, after: int) -> Tensor:
-    """The kernels of ``after`` groups that do what those of ``before`` do, (after, o, i, taps)."""
-    joined = before // after
-    blocks = kernel.unflatten(0, (after, joined, -1))
-    _, _, rows, columns, taps = blocks.shape
-    every = torch.arange(joined)
-    wide = blocks.new_zeros(after, joined, rows, joined, columns, taps)
-    wide[:, every, :, every] = blocks.transpose(0, 1)
-    return wide.flatten(3, 4).flatten(1, 2)
 
 
 class GnConv1d(_GnConvNd):
