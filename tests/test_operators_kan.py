@@ -34,7 +34,7 @@ def test_splines_are_scipys(degree, size, ends):
     x = LINE.clone().requires_grad_()
     step = (ends[1] - ends[0]) / size
     knots = ends[0] + step * np.arange(-degree, size + degree + 1)
-    found = oc.functional.kan_basis(x, degree=degree, grid_size=size, grid_range=ends)
+    found = bases.kan_basis(x, degree=degree, grid_size=size, grid_range=ends)
     assert len(found) == size + degree
     for i, y in enumerate(found):
         spline = BSpline.basis_element(knots[i : i + degree + 2], extrapolate=False)
@@ -47,7 +47,7 @@ def test_splines_are_scipys(degree, size, ends):
 
 @pytest.mark.parametrize("degree", [1, 2, 3, 4])
 def test_splines_add_up_to_one_on_the_grid_and_are_zero_far_from_it(degree):
-    values = torch.stack(oc.functional.kan_basis(LINE, degree=degree))
+    values = torch.stack(bases.kan_basis(LINE, degree=degree))
     total, inside = values.sum(0), LINE.abs() <= 1
     torch.testing.assert_close(total[inside], torch.ones_like(total[inside]))
     far = LINE.abs() > 1 + degree * 0.4
@@ -56,7 +56,7 @@ def test_splines_add_up_to_one_on_the_grid_and_are_zero_far_from_it(degree):
 
 
 def test_gaussians_sit_on_the_grid():
-    values = oc.functional.kan_basis(LINE, "rbf", grid_size=5, grid_range=(-1, 3))
+    values = bases.kan_basis(LINE, "rbf", grid_size=5, grid_range=(-1, 3))
     for centre, y in zip((-1, 0, 1, 2, 3), values, strict=True):
         torch.testing.assert_close(y, (-((LINE - centre) ** 2)).exp())
 
@@ -64,7 +64,7 @@ def test_gaussians_sit_on_the_grid():
 def test_chebyshev_polynomials_are_numpys():
     x = LINE.clone().requires_grad_()
     t = np.tanh(LINE.numpy())
-    for n, y in enumerate(oc.functional.kan_basis(x, "chebyshev", degree=6)):
+    for n, y in enumerate(bases.kan_basis(x, "chebyshev", degree=6)):
         series = np.polynomial.Chebyshev.basis(n)
         torch.testing.assert_close(y, torch.from_numpy(series(t)))
         if n:
@@ -74,10 +74,10 @@ def test_chebyshev_polynomials_are_numpys():
 
 def test_grams_recursion_gives_powers_and_legendre_polynomials():
     t = LINE.tanh()
-    for n, y in enumerate(oc.functional.kan_basis(LINE, "gram", degree=5)):
+    for n, y in enumerate(bases.kan_basis(LINE, "gram", degree=5)):
         torch.testing.assert_close(y, t**n)
     beta = torch.tensor([n * n / (4 * n * n - 1) for n in range(1, 5)], dtype=torch.float64)
-    for n, y in enumerate(oc.functional.kan_basis(LINE, "gram", degree=5, beta=beta)):
+    for n, y in enumerate(bases.kan_basis(LINE, "gram", degree=5, beta=beta)):
         series = np.polynomial.Legendre.basis(n).convert(kind=np.polynomial.Polynomial)
         right = torch.from_numpy(series(t.numpy()) / series.coef[-1])
         torch.testing.assert_close(y, right)
@@ -366,6 +366,6 @@ def test_swap_takes_dense_and_depthwise_layers():
         ({"basis": "gram", "beta": LINE}, ValueError, r"beta must have shape \(2,\), got \(257,\)"),
     ],
 )
-def test_wrong_arguments_of_the_functional_are_refused(arguments, error, message):
+def test_wrong_arguments_of_the_bases_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        oc.functional.kan_basis(**({"x": LINE} | arguments))
+        bases.kan_basis(**({"x": LINE} | arguments))

@@ -69,7 +69,6 @@ FUNCTIONAL: dict[str, str] = {
     "gated_conv": "omniconv.operators.masked.gated",
     "hypercomplex_kernel": "omniconv.operators.hypercomplex.phc",
     "involution": "omniconv.operators.dynamic.involution",
-    "kan_basis": "omniconv.operators.kolmogorov_arnold.kan",
     "partial_conv": "omniconv.operators.masked.partial",
     "recursive_gating": "omniconv.operators.gated.gnconv",
     "separable_kernel": "omniconv.operators.compression.separable_kernel",

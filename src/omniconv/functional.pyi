@@ -5,7 +5,6 @@ from omniconv.operators.standard.dcls import dcls_kernel as dcls_kernel
 from omniconv.operators.masked.gated import gated_conv as gated_conv
 from omniconv.operators.hypercomplex.phc import hypercomplex_kernel as hypercomplex_kernel
 from omniconv.operators.dynamic.involution import involution as involution
-from omniconv.operators.kolmogorov_arnold.kan import kan_basis as kan_basis
 from omniconv.operators.masked.partial import partial_conv as partial_conv
 from omniconv.operators.gated.gnconv import recursive_gating as recursive_gating
 from omniconv.operators.compression.separable_kernel import separable_kernel as separable_kernel

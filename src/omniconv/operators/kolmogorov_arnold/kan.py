@@ -69,7 +69,7 @@ from omniconv.math.bases import (
 from omniconv.math.convolve import convolve
 from omniconv.math.naive import naive_convolution, naive_pad
 
-__all__ = ["KANConv1d", "KANConv2d", "KANConv3d", "kan_basis"]
+__all__ = ["KANConv1d", "KANConv2d", "KANConv3d"]
 
 BASE: dict[str | None, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 
