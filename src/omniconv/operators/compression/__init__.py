@@ -1,1 +1,0 @@
-"""Convolutions whose kernel has fewer parameters than entries by a tensor decomposition."""

@@ -1,1 +1,0 @@
-"""Convolutions whose kernel is a continuous function, sampled on the grid."""

@@ -1,1 +1,0 @@
-"""Convolutions whose kernel entries are functions of the value under them."""
