@@ -1,1 +1,0 @@
-"""Gated operators and hybrids of convolution and attention."""
