@@ -78,6 +78,10 @@ def _any_channels(own: Mapping[str, Any]) -> int:
     return 1
 
 
+def _all_channels(layer: Any) -> slice:
+    return slice(None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Card:
     """An operator's declaration.
@@ -112,6 +116,8 @@ class Card:
         onnx: Exports to ONNX.
         default_extent: Kernel extent that the paper uses.
         kernels: Names of the compiled kernels (``omniconv.kernels``) that it may run on.
+        drawn: ``drawn(layer)`` -> the output channels that drawn parameters make; the others pass
+            inputs on. A fresh layer has the plain layer's variance in the drawn ones.
         channel_multiple: Own arguments -> number that must divide the channels.
         samples: Number of axes -> further configurations for the matrix.
         error_inputs: Number of axes -> constructor arguments that must be refused.
@@ -144,6 +150,7 @@ class Card:
     onnx: bool = True
     default_extent: int = 3
     kernels: tuple[str, ...] = ()
+    drawn: Callable[[Any], slice] = _all_channels
     channel_multiple: Callable[[Mapping[str, Any]], int] = _any_channels
     samples: Callable[[int], tuple[Sample, ...]] = _no_samples
     error_inputs: Callable[[int], tuple[ErrorInput, ...]] = _no_errors

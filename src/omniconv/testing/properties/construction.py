@@ -86,7 +86,7 @@ def _not_default(subject: Subject) -> str:
 
 @asserts(1, skip=_not_default)
 def initial_variance(subject: Subject, sample: Sample) -> None:
-    """At default arguments outputs have the plain layer's variance, to 15 %."""
+    """At default arguments drawn outputs have the plain layer's variance, to 15 %."""
     multiple = subject.card.channel_multiple(subject.own)
     channels = 16 // multiple * multiple or multiple
     extent = min(subject.card.default_extent, LARGEST[subject.dim])
@@ -100,7 +100,9 @@ def initial_variance(subject: Subject, sample: Sample) -> None:
     for _ in range(DRAWS):
         x = subject.draw(wide, batch=4)[0]
         with torch.no_grad():
-            found["layer"] += float(tensors(subject.build(wide)(x))[0].var()) / DRAWS
+            layer = subject.build(wide)
+            drawn = tensors(layer(x))[0][:, subject.card.drawn(layer)]
+            found["layer"] += float(drawn.var()) / DRAWS
             found["plain"] += float(subject.build_plain(wide)(x).var()) / DRAWS
     ratio = found["layer"] / found["plain"]
     require(0.85 <= ratio <= 1.15, f"the output variance is {ratio:.3f} times the plain layer's")
