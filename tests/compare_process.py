@@ -213,6 +213,7 @@ def _drive(order: dict[str, Any]) -> None:
     from omniconv.compare import worker
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     os.chdir(order["folder"])
     log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     null = os.open(os.devnull, os.O_RDONLY)
