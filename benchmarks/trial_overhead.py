@@ -53,14 +53,14 @@ def measure(trials: int) -> dict[str, Any]:
     taken, imports, began = [], [], 0.0
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder)) as store:
         for event in drive(Schedule(prepared, store.trial), store, Path(folder)):
-            if event.kind == "begin":
+            if event.kind == "begin":  # no worker is alive yet
+                imports.append(_import_seconds())
                 began = time.perf_counter()
             elif event.kind == "end" and event.job is not None:
                 took = time.perf_counter() - began
                 trial = store.trial(event.job.id)
                 assert trial is not None
                 taken.append(took - sum(leg["seconds"] for leg in trial.curve))
-                imports.append(_import_seconds())
             elif event.kind == "cost":
                 break
     return {
