@@ -149,8 +149,24 @@ def calls(draw: st.DrawFn) -> Bad:
     return Bad(what, lambda: layer(*inputs), ("mask",) if place else ("input",), layer.state_dict)
 
 
+def _convolving(**own: Tensor) -> dict[str, Any]:
+    """Arguments of a function that convolves by itself."""
+    rest = {"bias": None, "stride": 1, "padding": 1, "dilation": 1, "groups": 2}
+    return {"x": torch.randn(2, 4, 6, 5), **own, **rest, "padding_mode": "zeros"}
+
+
+APART: dict[str, Callable[[], dict[str, Any]]] = {
+    "cond_conv": lambda: _convolving(routing=torch.rand(2, 3), experts=torch.randn(3, 6, 2, 3, 3)),
+    "gated_conv": lambda: _convolving(weight=torch.randn(12, 2, 3, 3)) | {"activation": "elu"},
+}
+"""Functions that their layers do not call."""
+
+
 def _good_arguments(function: str) -> dict[str, Any]:
     """Arguments of a public function: those its layer calls it with, or has under their names."""
+    if function in APART:
+        with torch.random.fork_rng():
+            return APART[function]()
     home = import_module(_index.FUNCTIONAL[function])
     public = getattr(home, function)
     form = Subject(home.card)

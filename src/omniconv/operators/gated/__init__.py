@@ -1,0 +1,1 @@
+"""Gated operators and hybrids of convolution and attention."""
