@@ -386,6 +386,81 @@ class Involution3d(nn.Module):
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
 
+class KANConv1d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        basis: str = ...,
+        degree: int | None = ...,
+        grid_size: int | None = ...,
+        grid_range: Any = ...,
+        base: Any = ...,
+        silu_basis: bool = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class KANConv2d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        basis: str = ...,
+        degree: int | None = ...,
+        grid_size: int | None = ...,
+        grid_range: Any = ...,
+        base: Any = ...,
+        silu_basis: bool = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class KANConv3d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        basis: str = ...,
+        degree: int | None = ...,
+        grid_size: int | None = ...,
+        grid_range: Any = ...,
+        base: Any = ...,
+        silu_basis: bool = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
 class PHConv1d(nn.Conv1d):
     def __init__(
         self,
@@ -578,6 +653,288 @@ class PartialConv3d(nn.Module):
         *,
         padding_is_hole: bool = ...,
     ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SMPConv1d(nn.Conv1d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        points: int | None = ...,
+        average: bool = ...,
+        shared: bool = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SMPConv2d(nn.Conv2d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        points: int | None = ...,
+        average: bool = ...,
+        shared: bool = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SMPConv3d(nn.Conv3d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        points: int | None = ...,
+        average: bool = ...,
+        shared: bool = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SMPConvTranspose1d(nn.ConvTranspose1d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        output_padding: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        dilation: int | tuple[int, ...] = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        points: int | None = ...,
+        average: bool = ...,
+        shared: bool = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SMPConvTranspose2d(nn.ConvTranspose2d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        output_padding: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        dilation: int | tuple[int, ...] = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        points: int | None = ...,
+        average: bool = ...,
+        shared: bool = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SMPConvTranspose3d(nn.ConvTranspose3d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        output_padding: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        dilation: int | tuple[int, ...] = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        points: int | None = ...,
+        average: bool = ...,
+        shared: bool = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SeparableKernelConv1d(nn.Conv1d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        rank: int = ...,
+        factor_channels: bool = ...,
+        chain: Any = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SeparableKernelConv2d(nn.Conv2d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        rank: int = ...,
+        factor_channels: bool = ...,
+        chain: Any = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SeparableKernelConv3d(nn.Conv3d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        rank: int = ...,
+        factor_channels: bool = ...,
+        chain: Any = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SeparableKernelConvTranspose1d(nn.ConvTranspose1d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        output_padding: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        dilation: int | tuple[int, ...] = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        rank: int = ...,
+        factor_channels: bool = ...,
+        chain: Any = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SeparableKernelConvTranspose2d(nn.ConvTranspose2d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        output_padding: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        dilation: int | tuple[int, ...] = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        rank: int = ...,
+        factor_channels: bool = ...,
+        chain: Any = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SeparableKernelConvTranspose3d(nn.ConvTranspose3d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        output_padding: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        dilation: int | tuple[int, ...] = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        rank: int = ...,
+        factor_channels: bool = ...,
+        chain: Any = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
 

@@ -1,0 +1,1 @@
+"""Convolutions whose kernel has fewer parameters than entries by a tensor decomposition."""

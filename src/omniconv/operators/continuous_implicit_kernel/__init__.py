@@ -1,0 +1,1 @@
+"""Convolutions whose kernel is a continuous function, sampled on the grid."""

@@ -1,0 +1,1 @@
+"""Convolutions whose kernel entries are functions of the value under them."""
