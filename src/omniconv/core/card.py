@@ -6,7 +6,7 @@ the conformance matrix checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -74,6 +74,14 @@ def _no_errors(dim: int) -> tuple[ErrorInput, ...]:
     return ()
 
 
+def _none_pass(layer: Any) -> tuple[int, ...]:
+    return ()
+
+
+def _same_grid(own: Mapping[str, Any], dim: int) -> tuple[tuple[int, int], ...]:
+    return ((1, 1),) * dim
+
+
 def _any_channels(own: Mapping[str, Any]) -> int:
     return 1
 
@@ -106,6 +114,11 @@ class Card:
         preserves_function: ``from_conv`` with default arguments keeps a trained layer's output;
             else it gives the nearest that the operator can represent.
         preserves_note: Which layers it keeps and what "nearest" means here.
+        passing: ``passing(layer)`` -> output channels that repeat an input channel: a fresh layer
+            has the plain layer's output variance in the others.
+        rates: ``rates(own, dim)`` -> (down, up) per axis: torch's arguments describe a convolution
+            over cells of ``down`` inputs (the last one may be incomplete), of whose positions each
+            becomes ``up`` outputs. (1, 1) for all but layers that change the grid by themselves.
         equivariance: Transformations that commute with the layer.
         double_backward: Second derivatives are right.
         dtypes: Floating-point types it runs in.
@@ -138,6 +151,8 @@ class Card:
     batch_statistics: bool = False
     preserves_function: bool = False
     preserves_note: str = ""
+    passing: Callable[[Any], Collection[int]] = _none_pass
+    rates: Callable[[Mapping[str, Any], int], tuple[tuple[int, int], ...]] = _same_grid
     equivariance: tuple[str, ...] = ("translation",)
     double_backward: bool = True
     dtypes: tuple[str, ...] = ("float64", "float32", "bfloat16", "float16")

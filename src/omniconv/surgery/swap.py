@@ -197,7 +197,9 @@ def _build(
         if from_weights:
             new = layer.from_conv(conv, extent, **own)
             return new, _compare(conv, new)
-        return transfer(layer, conv, extent, **own)[0], "new"
+        new = transfer(layer, conv, extent, **own)[0]
+        _compare(conv, new)  # refuses another grid
+        return new, "new"
     per_channel = plain_class(dim)(
         conv.in_channels,
         conv.in_channels,

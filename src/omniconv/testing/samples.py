@@ -6,7 +6,7 @@ purpose: odd and even, a different one per axis, channels that no vector width d
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omniconv.core.card import Card, Sample
@@ -21,7 +21,8 @@ def common_samples(
 ) -> dict[str, Sample]:
     """Name -> sample, for an operator whose own arguments are ``own``."""
     multiple = card.channel_multiple(own)
-    build = _Builder(dim, multiple, equal=card.role == "mixer")
+    down = [cell for cell, _ in card.rates(own, dim)]
+    build = _Builder(dim, multiple, equal=card.role == "mixer", down=down)
     samples = _transposed(build) if transposed else _plain(build)
     if multiple == 1:
         padding = (1, 0, 0)
@@ -105,10 +106,13 @@ def _transposed(build: _Builder) -> dict[str, Sample]:
 
 
 class _Builder:
-    """Cuts per-axis values to the number of axes and chooses channels that the operator takes."""
+    """Cuts per-axis values to the number of axes and chooses channels that the operator takes.
 
-    def __init__(self, dim: int, multiple: int, equal: bool) -> None:
-        self.dim, self.multiple, self.equal = dim, multiple, equal
+    Sizes are counted in cells of ``down`` inputs.
+    """
+
+    def __init__(self, dim: int, multiple: int, equal: bool, down: Sequence[int]) -> None:
+        self.dim, self.multiple, self.equal, self.down = dim, multiple, equal, down
 
     def __call__(
         self,
@@ -131,4 +135,5 @@ class _Builder:
         }
         cut = {k: v[: self.dim] if isinstance(v, tuple) else v for k, v in arguments.items()}
         spatial = size3 if self.dim == 3 else size[: self.dim]
-        return Sample(arguments=cut, size=spatial, batch=batch)
+        inputs_of_cells = tuple(n * cell for n, cell in zip(spatial, self.down, strict=True))
+        return Sample(arguments=cut, size=inputs_of_cells, batch=batch)

@@ -107,6 +107,10 @@ class Subject:
         known = inspect.signature(self.plain).parameters
         return {k: v for k, v in {**self.own, **sample.arguments}.items() if k not in known}
 
+    def rates(self, sample: Sample) -> tuple[tuple[int, int], ...]:
+        """(down, up) per axis: inputs in a cell, outputs of a position (see the card)."""
+        return self.card.rates(self.own_arguments(sample), self.dim)
+
     def draw(
         self,
         sample: Sample,

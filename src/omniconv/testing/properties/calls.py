@@ -13,13 +13,18 @@ from omniconv.testing.tolerances import require, require_equal, require_near
 
 @asserts(1, on=())
 def output_size(subject: Subject, sample: Sample) -> None:
-    """The output has the shape that torch's layer with the same arguments gives."""
+    """The output has the shape that torch's layer with the same arguments gives on the cells."""
     layer = subject.trained(sample)
     inputs = subject.draw(sample)
     plain = subject.build_plain(sample, device="meta")
-    expected = plain(torch.empty_like(inputs[0], device="meta")).shape
-    actual = tensors(layer(*inputs))[0].shape
-    require(actual == expected, f"output shape is {tuple(actual)}, expected {tuple(expected)}")
+    rates = subject.rates(sample)
+    head = inputs[0].shape[: -subject.dim]
+    cells = [-(-n // down) for n, (down, _) in zip(sample.size, rates, strict=True)]
+    shape = tuple(plain(torch.empty(*head, *cells, dtype=torch.float64, device="meta")).shape)
+    grid = zip(shape[-subject.dim :], rates, strict=True)
+    expected = (*shape[: -subject.dim], *(n * up for n, (_, up) in grid))
+    actual = tuple(tensors(layer(*inputs))[0].shape)
+    require(actual == expected, f"output shape is {actual}, expected {expected}")
 
 
 @asserts(1, on=("basic", "stride", "circular"))

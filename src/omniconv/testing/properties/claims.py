@@ -45,18 +45,22 @@ def _translation(subject: Subject, sample: Sample) -> None:
     bare = {"output_padding": 0} if subject.transposed else {"padding_mode": "zeros"}
     layer = subject.trained(sample, padding=0, **bare)
     g = layer.geometry
+    rates = subject.rates(sample)
     size = tuple(
-        n + 5 * s + d * (k - 1)
-        for n, s, d, k in zip(sample.size, g.stride, g.dilation, g.kernel_size, strict=True)
+        n + (5 * s + d * (k - 1)) * down
+        for n, s, d, k, (down, _) in zip(
+            sample.size, g.stride, g.dilation, g.kernel_size, rates, strict=True
+        )
     )
     inputs = subject.draw(sample, size=size, batch=sample.batch or 1)
     for axis in range(subject.dim):
-        step, shift = (1, g.stride[axis]) if g.transposed else (g.stride[axis], 1)
+        down, up = rates[axis]
+        step, shift = (1, g.stride[axis]) if g.transposed else (g.stride[axis] * down, up)
         at = 2 + axis
         length = size[axis] - step
         first = tensors(layer(*(t.narrow(at, 0, length) for t in inputs)))[0]
         second = tensors(layer(*(t.narrow(at, step, length) for t in inputs)))[0]
-        edge = g.dilation[axis] * (g.kernel_size[axis] - 1) if g.transposed else 1
+        edge = g.dilation[axis] * (g.kernel_size[axis] - 1) if g.transposed else up
         count = first.shape[at] - shift - 2 * edge
         require(count > 0, f"the sample leaves no interior on axis {axis}")
         moved = second.narrow(at, edge, count)

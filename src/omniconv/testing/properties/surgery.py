@@ -28,7 +28,7 @@ def fold(subject: Subject, sample: Sample) -> None:
     plain = layer.fold()
     require(torch.equal(torch.get_rng_state(), random), "fold() must not draw random numbers")
     require(type(plain) is subject.plain, f"fold() gives {type(plain).__name__}")
-    fresh = subject.build_plain(sample)
+    fresh = subject.build_plain(sample, groups=layer.geometry.groups)
     require(repr(plain) == repr(fresh), f"fold() gives {plain}, not {fresh}")
     require(list(plain.state_dict()) == list(fresh.state_dict()), "its keys are not torch's")
     require(not plain.training, "fold() must keep the mode")
