@@ -38,6 +38,9 @@ from omniconv.nn import Involution3d as Involution3d
 from omniconv.nn import KANConv1d as KANConv1d
 from omniconv.nn import KANConv2d as KANConv2d
 from omniconv.nn import KANConv3d as KANConv3d
+from omniconv.nn import PConv1d as PConv1d
+from omniconv.nn import PConv2d as PConv2d
+from omniconv.nn import PConv3d as PConv3d
 from omniconv.nn import PHConv1d as PHConv1d
 from omniconv.nn import PHConv2d as PHConv2d
 from omniconv.nn import PHConv3d as PHConv3d

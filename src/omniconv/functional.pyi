@@ -6,6 +6,7 @@ from omniconv.operators.masked.gated import gated_conv as gated_conv
 from omniconv.operators.hypercomplex.phc import hypercomplex_kernel as hypercomplex_kernel
 from omniconv.operators.dynamic.involution import involution as involution
 from omniconv.operators.masked.partial import partial_conv as partial_conv
+from omniconv.operators.standard.pconv import pconv_kernel as pconv_kernel
 from omniconv.operators.gated.gnconv import recursive_gating as recursive_gating
 from omniconv.operators.compression.separable_kernel import separable_kernel as separable_kernel
 from omniconv.operators.continuous_implicit_kernel.smpconv import smp_kernel as smp_kernel
