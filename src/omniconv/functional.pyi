@@ -2,12 +2,15 @@
 
 from omniconv.operators.dynamic.condconv import cond_conv as cond_conv
 from omniconv.operators.standard.dcls import dcls_kernel as dcls_kernel
+from omniconv.operators.super_resolution.sub_pixel import depth_to_space as depth_to_space
 from omniconv.operators.masked.gated import gated_conv as gated_conv
 from omniconv.operators.hypercomplex.phc import hypercomplex_kernel as hypercomplex_kernel
+from omniconv.operators.super_resolution.sub_pixel import icnr as icnr
 from omniconv.operators.dynamic.involution import involution as involution
 from omniconv.operators.masked.partial import partial_conv as partial_conv
 from omniconv.operators.standard.pconv import pconv_kernel as pconv_kernel
 from omniconv.operators.gated.gnconv import recursive_gating as recursive_gating
 from omniconv.operators.compression.separable_kernel import separable_kernel as separable_kernel
 from omniconv.operators.continuous_implicit_kernel.smpconv import smp_kernel as smp_kernel
+from omniconv.operators.standard.spd import space_to_depth as space_to_depth
 from omniconv.operators.weighted_density.weighted import weighted_kernel as weighted_kernel

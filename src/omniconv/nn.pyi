@@ -860,6 +860,66 @@ class SMPConvTranspose3d(nn.ConvTranspose3d):
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
 
+class SPDConv1d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        scale: Any = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SPDConv2d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        scale: Any = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SPDConv3d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        scale: Any = ...,
+    ) -> None: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
 class SeparableKernelConv1d(nn.Conv1d):
     def __init__(
         self,
@@ -1000,6 +1060,63 @@ class SeparableKernelConvTranspose3d(nn.ConvTranspose3d):
     def fold(self) -> nn.Module: ...
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class SubPixelConv1d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        upscale_factor: Any = ...,
+        icnr: bool = ...,
+    ) -> None: ...
+
+class SubPixelConv2d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        upscale_factor: Any = ...,
+        icnr: bool = ...,
+    ) -> None: ...
+
+class SubPixelConv3d(nn.Module):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        upscale_factor: Any = ...,
+        icnr: bool = ...,
+    ) -> None: ...
 
 class WeightedConv1d(nn.Conv1d):
     def __init__(

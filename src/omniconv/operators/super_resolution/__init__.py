@@ -1,0 +1,1 @@
+"""Resampling operators and others from super-resolution and restoration."""
