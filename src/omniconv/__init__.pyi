@@ -32,6 +32,9 @@ from omniconv.nn import GatedConv3d as GatedConv3d
 from omniconv.nn import GnConv1d as GnConv1d
 from omniconv.nn import GnConv2d as GnConv2d
 from omniconv.nn import GnConv3d as GnConv3d
+from omniconv.nn import InceptionDWConv1d as InceptionDWConv1d
+from omniconv.nn import InceptionDWConv2d as InceptionDWConv2d
+from omniconv.nn import InceptionDWConv3d as InceptionDWConv3d
 from omniconv.nn import Involution1d as Involution1d
 from omniconv.nn import Involution2d as Involution2d
 from omniconv.nn import Involution3d as Involution3d

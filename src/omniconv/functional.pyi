@@ -6,6 +6,7 @@ from omniconv.operators.super_resolution.sub_pixel import depth_to_space as dept
 from omniconv.operators.masked.gated import gated_conv as gated_conv
 from omniconv.operators.hypercomplex.phc import hypercomplex_kernel as hypercomplex_kernel
 from omniconv.operators.super_resolution.sub_pixel import icnr as icnr
+from omniconv.operators.large_kernel.inception_dw import inception_kernel as inception_kernel
 from omniconv.operators.dynamic.involution import involution as involution
 from omniconv.operators.masked.partial import partial_conv as partial_conv
 from omniconv.operators.standard.pconv import pconv_kernel as pconv_kernel

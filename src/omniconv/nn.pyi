@@ -323,6 +323,72 @@ class GnConv3d(nn.Module):
     @classmethod
     def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
 
+class InceptionDWConv1d(nn.Conv1d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        square: Any = ...,
+        branch_ratio: float = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class InceptionDWConv2d(nn.Conv2d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        square: Any = ...,
+        branch_ratio: float = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
+class InceptionDWConv3d(nn.Conv3d):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = ...,
+        padding: str | int | tuple[int, ...] = ...,
+        dilation: int | tuple[int, ...] = ...,
+        groups: int = ...,
+        bias: bool = ...,
+        padding_mode: str = ...,
+        device: Any = ...,
+        dtype: torch.dtype | None = ...,
+        *,
+        square: Any = ...,
+        branch_ratio: float = ...,
+    ) -> None: ...
+    def fold(self) -> nn.Module: ...
+    @classmethod
+    def from_conv(cls, conv: nn.Module, extent: Any = ..., **own: Any) -> Self: ...
+
 class Involution1d(nn.Module):
     def __init__(
         self,
