@@ -84,6 +84,7 @@ def show(
         "equivariance": ", ".join(c.equivariance) or "none",
         "ONNX": "yes" if c.onnx else "no",
         "citation": c.citation,
+        "the paper's claim": c.claim or "none",
         "official code": f"{c.source} ({c.source_licence})" if c.source else "none",
         "literature rows": ", ".join(map(str, c.rows)),
     }

@@ -100,6 +100,8 @@ class Card:
         equation: The definition, one line of plain text.
         summary: One sentence for lists.
         citation: Authors, title, venue, year.
+        claim: What the paper itself reports: data set, network, figures, where they stand. Not
+            checked here.
         source: Repository of the official code, empty where there is none.
         source_licence: Licence of that code (facts were taken from it, never text).
         rows: Ids of the systems in the literature table that it realises.
@@ -140,6 +142,7 @@ class Card:
     equation: str
     summary: str
     citation: str
+    claim: str = ""
     source: str = ""
     source_licence: str = ""
     rows: tuple[int, ...] = ()
