@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+import re
+import sys
 from typing import Any
 
 import pytest
 
 import omniconv as oc
+from omniconv import cli
 from omniconv.core.card import KINDS, ROLES, Card
 
 WEIGHTED = oc.card("weighted")
@@ -64,8 +68,9 @@ def test_a_card_says_what_a_reader_needs(name: str):
     assert card.kind in KINDS
     assert card.role in ROLES
     assert card.summary.endswith(".")
-    assert "\n" not in card.equation + card.summary + card.preserves_note
+    assert "\n" not in card.equation + card.summary + card.preserves_note + card.claim
     assert card.citation
+    assert re.search(r"\((abstracts?\b|table of ).*\)\.$", card.claim), "what, and where it stands"
     assert card.rows == tuple(sorted(set(card.rows)))
     assert card.rows
     assert bool(card.source) == bool(card.source_licence)
@@ -75,6 +80,22 @@ def test_a_card_says_what_a_reader_needs(name: str):
         assert card.samples(dim)
         assert card.error_inputs(dim)
         assert all(len(sample.size) == dim for sample in card.samples(dim))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_of_an_operator_says_what_its_page_needs(name: str):
+    card = oc.card(name)
+    text = inspect.getdoc(sys.modules[card.classes[2].__module__]) or ""
+    assert ".. math::" in text
+    starts = [paragraph.partition(":")[0] for paragraph in text.split("\n\n")]
+    assert [s for s in starts if s in ("Shapes", "Cost", "Source")] == ["Shapes", "Cost", "Source"]
+    official = "The official code " if card.source else "There is no official code."
+    assert f"\n\n{official}" in text
+
+
+def test_the_command_line_shows_what_the_paper_claims(capsys: pytest.CaptureFixture[str]):
+    cli.show("dcls")
+    assert oc.card("dcls").claim in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -395,6 +395,9 @@ def card() -> Card:
         summary="Large kernel interpolated from a few points that move; all channels share them.",
         citation="S. Kim, E. Park: SMPConv: Self-moving Point Representations for Continuous "
         "Convolution. CVPR 2023",
+        claim="ImageNet-1k top-1 82.5 % (SMPConv-T, 27 M parameters) and 83.8 % (B, 80 M); "
+        "CIFAR-10 93.0 % with 490 k parameters and 33x33 kernels (tables of the released code). "
+        "The first continuous convolution at the scale of ImageNet (abstract).",
         source="sangnekim/SMPConv",
         source_licence="MIT",
         rows=(39,),

@@ -330,6 +330,8 @@ def card() -> Card:
         summary="A kernel per sample, mixed from experts by the sample's own weights.",
         citation="B. Yang, G. Bender, Q. V. Le, J. Ngiam: CondConv: Conditionally Parameterized "
         "Convolutions for Efficient Inference. NeurIPS 2019",
+        claim="EfficientNet-B0 with CondConv: 78.3 % on ImageNet with 413 million multiply-adds "
+        "(abstract).",
         source="tensorflow/tpu",
         source_licence="Apache-2.0",
         rows=(67,),

@@ -443,6 +443,9 @@ def card() -> Card:
         summary="A kernel per position, generated from the input there, shared by channel groups.",
         citation="D. Li, J. Hu, C. Wang, X. Li, Q. She, L. Zhu, T. Zhang, Q. Chen: Involution: "
         "Inverting the Inherence of Convolution for Visual Recognition. CVPR 2021",
+        claim="Against networks of plain convolutions, all with ResNet-50 as the base: up to +1.6 "
+        "points top-1 on ImageNet, +2.5 and +2.4 box AP on COCO, +4.7 mean IoU on Cityscapes, at "
+        "66 %, 65 %, 72 % and 57 % of the compute (abstract).",
         source="d-li14/involution",
         source_licence="MIT",
         rows=(96,),

@@ -315,6 +315,8 @@ def card() -> Card:
         summary="Channels are n-dimensional numbers; how they multiply is learned or fixed.",
         citation="E. Grassucci, A. Zhang, D. Comminiello: PHNNs: Lightweight Neural Networks via "
         "Parameterized Hypercomplex Convolutions. 2022",
+        claim="Networks with 1/n of the real layers' parameters do better than real and quaternion "
+        "ones on several image and audio sets (abstract, without figures).",
         source="eleGAN23/HyperNets",
         source_licence="MIT",
         rows=(191,),

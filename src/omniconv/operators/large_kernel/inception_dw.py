@@ -437,6 +437,8 @@ def card() -> Card:
         summary="Most channels pass; the others see a small box or a long band along one axis.",
         citation="W. Yu, P. Zhou, S. Yan, X. Wang: InceptionNeXt: When Inception Meets ConvNeXt. "
         "CVPR 2024",
+        claim="InceptionNeXt-T against ConvNeXt-T: 1.6 times the training throughput and 0.2 "
+        "points more top-1 on ImageNet-1k (abstract).",
         source="sail-sg/inceptionnext",
         source_licence="Apache-2.0",
         rows=(36,),

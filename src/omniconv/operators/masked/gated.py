@@ -295,6 +295,8 @@ def card() -> Card:
         summary="Convolution times a learned soft mask per channel and position.",
         citation="J. Yu, Z. Lin, J. Yang, X. Shen, X. Lu, T. Huang: Free-Form Image Inpainting "
         "with Gated Convolution. ICCV 2019",
+        claim="Free-form inpainting and user-guided inpainting, of higher quality and with more "
+        "freedom than by the methods before it (abstract, without figures).",
         source="JiahuiYu/generative_inpainting",
         source_licence="CC-BY-NC-4.0",
         rows=(305,),

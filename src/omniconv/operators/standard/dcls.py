@@ -410,6 +410,9 @@ def card() -> Card:
         summary="Few taps at learned real positions in a large kernel, spread by interpolation.",
         citation="I. Khalfaoui-Hassani, T. Pellegrini, T. Masquelier: Dilated convolution with "
         "learnable spacings. ICLR 2023",
+        claim="ConvNeXt with DCLS in its depthwise layers, ImageNet-1k top-1 at equal parameters: "
+        "82.5 % against 82.1 % (T), 83.7 % against 83.1 % (S), 84.1 % against 83.8 % (B) (table of "
+        "the released models). ResNet-50 gains too, but loses throughput (abstract).",
         source="K-H-Ismail/Dilated-Convolution-with-Learnable-Spacings-PyTorch",
         source_licence="MIT (its licence file) or GPL-3.0 (its package metadata)",
         rows=(34,),

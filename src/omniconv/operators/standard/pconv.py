@@ -294,6 +294,9 @@ def card() -> Card:
         summary="The first channels are convolved, the others pass unchanged.",
         citation="J. Chen, S.-H. Kao, H. He, W. Zhuo, S. Wen, C.-H. Lee, S.-H. G. Chan: Run, Don't "
         "Walk: Chasing Higher FLOPS for Faster Neural Networks. CVPR 2023",
+        claim="On ImageNet-1k FasterNet-T0 is 2.9 points more accurate than MobileViT-XXS and 2.8 "
+        "/ 3.3 / 2.4 times as fast on GPU / CPU / ARM; FasterNet-L has 83.5 % top-1, level with "
+        "Swin-B at 36 % more throughput on GPU and 37 % less time on CPU (abstract).",
         source="JierunChen/FasterNet",
         source_licence="MIT",
         rows=(75,),

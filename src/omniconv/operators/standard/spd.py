@@ -391,6 +391,9 @@ def card() -> Card:
         summary="Space to depth, then a convolution without stride: no pixel is left out.",
         citation="R. Sunkara, T. Luo: No More Strided Convolutions or Pooling: A New CNN Building "
         "Block for Low-Resolution Images and Small Objects. ECML PKDD 2022",
+        claim="YOLOv5 and ResNet with SPD-Conv in place of strided convolutions and pooling do "
+        "better than the best models of the time, most where images are of low resolution or "
+        "objects small (abstract, without figures).",
         source="LabSAINT/SPD-Conv",
         source_licence="MIT",
         rows=(42,),

@@ -230,6 +230,8 @@ def card() -> Card:
         citation="W. Shi, J. Caballero, F. Huszar, J. Totz, A. P. Aitken, R. Bishop, D. Rueckert, "
         "Z. Wang: Real-Time Single Image and Video Super-Resolution Using an Efficient Sub-Pixel "
         "Convolutional Neural Network. CVPR 2016",
+        claim="0.15 dB on images and 0.39 dB on videos above the convolutional networks before it, "
+        "and an order of magnitude faster; 1080p video in real time on one K2 GPU (abstract).",
         rows=(235,),
         reference=_reference,
         flops=_flops,
