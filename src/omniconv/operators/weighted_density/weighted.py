@@ -272,6 +272,9 @@ def card() -> Card:
         summary="Kernel scaled by a fixed or learned density of the distance to its centre.",
         citation="S. Cammarasana, G. Patane: Optimal Weighted Convolution for Classification and "
         "Denoising. 2025",
+        claim="VGG on CIFAR-100: 66.94 % accuracy against 56.89 % with plain convolutions; DnCNN "
+        "on DIV2K: 22.63 dB against 20.17 dB; parameters the same, time comparable (abstract). The "
+        "first paper: up to 53 % less loss in denoising for 11 % more time (abstract).",
         source="cammarasana123/weightedConvolution2.0",
         source_licence="GPL-3.0",
         rows=(27, 28),
