@@ -197,7 +197,7 @@ class CountsCalls(Layer):
 
     def forward(self, input: Tensor) -> Tensor:
         y = super().forward(input)
-        self.density.mul_(1 + 1e-15)
+        self.phi = self.phi * (1 + 1e-15)
         return y
 
 

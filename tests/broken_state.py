@@ -119,7 +119,7 @@ class _WithBuffer(Layer):
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
-        self.register_buffer("unit", torch.ones_like(self.density[:1]))
+        self.register_buffer("unit", torch.ones_like(self.raw[:1, 0, 0]))
 
 
 @broken("dtype_moves")

@@ -11,6 +11,9 @@ middle).
 
 Cost: the plain convolution plus one multiplication per kernel entry.
 
+A fixed density is kept as the product of its profiles, the buffer ``phi``; a trainable one as the
+profiles' free values, the parameter ``density``.
+
 Source: S. Cammarasana, G. Patane, "Optimal Density Functions for Weighted Convolution in Learning
 Models", 2025, and "Optimal Weighted Convolution for Classification and Denoising", 2025.
 
@@ -77,7 +80,7 @@ def weighted_kernel(raw: Tensor, density: Sequence[Tensor]) -> Tensor:
         raise ValueError(
             f"density must hold {len(size)} profiles (one per axis), got {len(density)}"
         )
-    phi = raw.new_ones(())
+    phi = one = raw.new_ones(1)
     for axis, (values, k) in enumerate(zip(density, size, strict=True)):
         check_floating(f"density[{axis}]", values)
         if values.shape != ((k - 1) // 2,):
@@ -85,8 +88,9 @@ def weighted_kernel(raw: Tensor, density: Sequence[Tensor]) -> Tensor:
                 f"density[{axis}] must hold {(k - 1) // 2} values for kernel size {k}, "
                 f"got shape {tuple(values.shape)}"
             )
-        profile = torch.cat([values, values.new_ones(2 - k % 2), values.flip(0)])
-        phi = phi.unsqueeze(-1) * profile
+        middle = [one.to(values)] * (2 - k % 2)
+        profile = torch.cat([values, *middle, values.flip(0)])
+        phi = phi.unsqueeze(-1) * profile if axis else profile
     return raw * phi
 
 
@@ -114,37 +118,54 @@ class _WeightedNd(StaticKernel):
         self.initial_density = _parse_density(density, self.geometry.kernel_size)
         self.trainable_density = args.boolean("trainable_density", trainable_density)
         self.raw = new_parameter(*self.kernel_shape, **factory)
-        values = new_parameter(sum(map(len, self.initial_density)), **factory)
         if self.trainable_density:
-            self.density = values
+            self.density = new_parameter(sum(map(len, self.initial_density)), **factory)
         else:
-            self.register_buffer("density", values.detach())
+            self.register_buffer("phi", torch.empty(self.geometry.kernel_size, **factory))
 
     def profiles(self) -> tuple[Tensor, ...]:
         """The free values of each axis, from the outside inwards."""
-        return self.density.split([len(profile) for profile in self.initial_density])
+        if self.trainable_density:
+            return self.density.split([len(profile) for profile in self.initial_density])
+        lines = []
+        for axis, profile in enumerate(
+            self.initial_density
+        ):  # through the middle, where others are 1
+            at = [k // 2 for k in self.geometry.kernel_size]
+            lines.append(self.phi.movedim(axis, -1)[(*at[:axis], *at[axis + 1 :])][: len(profile)])
+        return tuple(lines)
 
     def kernel(self) -> Tensor:
         """The kernel that is applied: ``weighted_kernel(raw, profiles)``."""
-        return weighted_kernel(self.raw, self.profiles())
+        if self.trainable_density:
+            return weighted_kernel(self.raw, self.profiles())
+        return self.raw * self.phi
 
     def load_kernel_(self, weight: Tensor) -> None:
         """Set ``raw`` so that the kernel is ``weight``; entries with density 0 stay 0."""
         with torch.no_grad():
-            phi = weighted_kernel(torch.ones_like(self.raw), self.profiles())
+            phi = self.phi if not self.trainable_density else self._outer(self.profiles())
             self.raw.copy_(torch.where(phi == 0, 0, weight / torch.where(phi == 0, 1, phi)))
 
     def reset_parameters(self) -> None:
         """Draw ``raw`` so that outputs have the plain layer's variance; restore the density."""
         with torch.no_grad():
-            flat = [value for profile in self.initial_density for value in profile]
-            self.density.copy_(torch.tensor(flat, dtype=torch.float64))
+            profiles = [torch.tensor(p, dtype=torch.float64) for p in self.initial_density]
+            if self.trainable_density:
+                self.density.copy_(torch.cat(profiles))
+            else:
+                self.phi.copy_(self._outer(profiles))
             # the plain layer's kernel has mean square bound^2 / 3
             energy = math.prod(_energy(profile, k) for profile, k in self._axes())
             entries = math.prod(self.geometry.kernel_size)
             scale = math.sqrt(entries / energy)
             nn.init.uniform_(self.raw, -scale * self.bound, scale * self.bound)
             self.reset_bias()
+
+    def _outer(self, profiles: Sequence[Tensor]) -> Tensor:
+        """Phi, of the kernel's size."""
+        ones = profiles[0].new_ones(1, 1, *self.geometry.kernel_size)
+        return weighted_kernel(ones, profiles)[0, 0]
 
     def _axes(self) -> list[tuple[tuple[float, ...], int]]:
         return list(zip(self.initial_density, self.geometry.kernel_size, strict=True))
@@ -220,17 +241,17 @@ def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     """The plain convolution, and the kernel's products with the density."""
     plain, plain_backward = layer.geometry.flops(shape)
     entries = math.prod(layer.kernel_shape)
-    outer = list(itertools.accumulate(layer.kernel_size, operator.mul))
-    backward = plain_backward + entries
+    forward, backward = plain + entries, plain_backward + entries
     if layer.trainable_density:
-        # Phi's gradient is a product and a sum; each outer product but the first sends one of
-        # both to its two factors (nothing is summed over an axis of size 1); the two mirrored
-        # halves of a profile are added
-        backward += 2 * entries + outer[0]
-        sizes = zip(layer.kernel_size[1:], outer[1:], strict=True)
-        backward += sum((3 if k == 1 else 4) * n for k, n in sizes)
+        # Phi's gradient is a product and a sum; each outer product sends one of both to its two
+        # factors (nothing is summed over an axis of size 1); the two mirrored halves of a profile
+        # are added
+        outer = list(itertools.accumulate(layer.kernel_size, operator.mul))[1:]
+        forward += sum(outer)
+        sizes = zip(layer.kernel_size[1:], outer, strict=True)
+        backward += 2 * entries + sum((3 if k == 1 else 4) * n for k, n in sizes)
         backward += sum(map(len, layer.initial_density))
-    return plain + sum(outer) + entries, backward
+    return forward, backward
 
 
 def _samples(dim: int) -> tuple[Sample, ...]:
