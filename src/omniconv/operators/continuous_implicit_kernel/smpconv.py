@@ -95,6 +95,7 @@ def smp_kernel(
     if not isinstance(size, Sequence) or isinstance(size, str) or not size:
         raise TypeError(f"size must be a sequence of ints of at least 1, got {args.show(size)}")
     size = args.ntuple("size", size, len(size), 1)
+    average = args.boolean("average", average)
     rows, columns, m = weights.shape
     for name, tensor, count in (("position", position, len(size) * m), ("radius", radius, m)):
         if tuple(tensor.shape) not in ((1, count), (rows, count)):

@@ -75,21 +75,52 @@ def recursive_gating(
     dim = p.dim() - 2
     if dim not in (1, 2, 3):
         raise ValueError(f"p must have 3 to 5 axes, got shape {tuple(p.shape)}")
-    if not gates or len(mixes) != len(gates) - 1:
+    groups = args.positive_int("groups", groups)
+    for name, given in (("gates", gates), ("mixes", mixes)):
+        if not isinstance(given, (list, tuple)):
+            raise TypeError(f"{name} must be a list or tuple, got {args.show(given)}")
+    if not gates:
+        raise ValueError("gates must hold at least one tensor, got none")
+    if len(mixes) != len(gates) - 1:
         raise ValueError(
             f"mixes must be one fewer than gates, got {len(mixes)} for {len(gates)} gates"
         )
     convolve = (F.conv1d, F.conv2d, F.conv3d)[dim - 1]
     for k, gate in enumerate(gates):
         check_floating(f"gates[{k}]", gate)
+        if gate.dim() != p.dim():
+            raise ValueError(f"gates[{k}] must have {p.dim()} axes, got shape {tuple(gate.shape)}")
         if k:
-            p = convolve(p, *mixes[k - 1], groups=groups)
+            p = convolve(p, *_mix(mixes, k - 1, p.shape[1], gate.shape[1], groups), groups=groups)
         if gate.shape != p.shape:
             raise ValueError(
                 f"gates[{k}] must have shape {tuple(p.shape)}, got {tuple(gate.shape)}"
             )
         p = p * gate
     return p
+
+
+def _mix(
+    mixes: Sequence[Any], k: int, channels: int, wanted: int, groups: int
+) -> tuple[Tensor, Tensor]:
+    """The k-th kernel and bias, checked: they make ``wanted`` of so many channels."""
+    pair = mixes[k]
+    if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+        raise TypeError(f"mixes[{k}] must be a pair of tensors, got {args.show(pair)}")
+    weight, bias = pair
+    check_floating(f"mixes[{k}][0]", weight)
+    check_floating(f"mixes[{k}][1]", bias)
+    if channels % groups or wanted % groups:
+        raise ValueError(f"groups must divide {channels} and {wanted} channels, got {groups}")
+    shape = (wanted, channels // groups)
+    if weight.shape[:2] != shape or weight[0, 0].numel() != 1:
+        raise ValueError(
+            f"mixes[{k}][0] must have shape {(*shape, 1)} with a 1 per axis, "
+            f"got {tuple(weight.shape)}"
+        )
+    if bias.shape != (wanted,):
+        raise ValueError(f"mixes[{k}][1] must have shape {(wanted,)}, got {tuple(bias.shape)}")
+    return weight, bias
 
 
 class _GnConvNd(ConvLayer):

@@ -38,6 +38,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
+from omniconv.math.convolve import convolve
 from omniconv.math.naive import windows
 from omniconv.math.shift import window_sum
 
@@ -129,7 +130,7 @@ def _partial_conv(
     if mask is not None:
         mask = mask.detach()
         x = torch.where(mask != 0, x * mask.to(x.dtype), 0)
-    raw = _convolve(x, weight, g)
+    raw = convolve(x, weight, None, g)
     y = raw * ratio
     if bias is not None:
         y = torch.where(valid, y + bias.view(-1, *[1] * g.dim), 0)
@@ -157,15 +158,6 @@ def _counts(
         total = total * (g.in_channels // g.groups)
         known = known.repeat_interleave(g.out_channels // g.groups, 1) if g.groups > 1 else known
     return known, total
-
-
-def _convolve(x: Tensor, weight: Tensor, g: ConvArguments) -> Tensor:
-    """torch's convolution without bias."""
-    convolve = (F.conv1d, F.conv2d, F.conv3d)[g.dim - 1]
-    if g.padding_mode == "zeros" and all(before == after for before, after in g.pads):
-        padding = tuple(before for before, _ in g.pads)
-        return convolve(x, weight, None, g.stride, padding, g.dilation, g.groups)
-    return convolve(g.pad(x), weight, None, g.stride, 0, g.dilation, g.groups)
 
 
 def _check_mask(mask: Any, x: Tensor, g: ConvArguments) -> None:
