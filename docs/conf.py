@@ -17,13 +17,14 @@ version = release = omniconv.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
-    "tables",
+    "generate",
+    "mathematics",
 ]
-exclude_patterns = ["benchmarks/results"]
+# texts that generated pages take in
+exclude_patterns = ["benchmarks/results", "families", "generated/gallery.md"]
 
-myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -34,3 +35,6 @@ napoleon_numpy_docstring = False
 html_theme = "furo"
 html_title = f"omniconv {release}"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_js_files = [("gallery.js", {"defer": "defer"})]
+html_math_renderer = "mathml"
