@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
 
 import omniconv as oc
 from omniconv.analysis import count_flops
 from omniconv.kernels import backend
-from omniconv.kernels.dcls import INTERPOLATIONS, dcls, kernel_for
+from omniconv.kernels.dcls import INTERPOLATIONS, dcls, kernel_for, ops
 from omniconv.kernels.dcls.flops import dcls_flops
 from omniconv.kernels.dcls.reference import dcls_reference
 from omniconv.math.taps import slice_rows
@@ -305,7 +306,8 @@ def calls(monkeypatch) -> Iterator[list[str]]:
     import omniconv.kernels.dcls as home
 
     found: list[str] = []
-    kernel, reference = home.ops.dcls, home.dcls_reference
+    direct, kernel, reference = home.ops.dcls_direct, home.ops.dcls, home.dcls_reference
+    monkeypatch.setattr(home.ops, "dcls_direct", lambda *a: (found.append("direct"), direct(*a))[1])
     monkeypatch.setattr(home.ops, "dcls", lambda *a: (found.append("kernel"), kernel(*a))[1])
     monkeypatch.setattr(
         home, "dcls_reference", lambda *a: (found.append("reference"), reference(*a))[1]
@@ -320,7 +322,11 @@ def test_where_the_reference_computes(calls, monkeypatch):
         return dcls(taps, position, width, (4, 5), "gauss")
 
     call()
-    assert calls == ["kernel"]
+    assert calls == ["direct"]
+    with FakeTensorMode() as mode:
+        call(*(mode.from_tensor(t) for t in (taps, position, width)))
+    count_flops(oc.DCLSConv1d(1, 1, 3), torch.ones(1, 1, 3))
+    assert calls == ["direct", "kernel", "kernel"]
     backend.set_backend("torch")
     call()
     backend.set_backend("auto")
@@ -331,11 +337,32 @@ def test_where_the_reference_computes(calls, monkeypatch):
     torch.func.grad(lambda t: call(t).sum())(taps)
     with torch.autograd.forward_ad.dual_level():
         call(torch.autograd.forward_ad.make_dual(taps, taps))
-    assert calls == ["kernel"] + 7 * ["reference"]
+    assert calls[3:] == 7 * ["reference"]
     dcls(torch.ones(1, 1, 1), torch.zeros(1, 1, 4), None, (2, 2, 2, 2), "bilinear")
     assert calls[-1] == "reference"
     call()
-    assert calls[-1] == "kernel"
+    assert calls[-1] == "direct"
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_direct_calls_are_the_operators(interpolation):
+    tensors = [t for t in draw((3, 7, 4), (5, 4), interpolation, margin=0.05) if t is not None]
+    seed = torch.randn(3, 7, 5, 4, dtype=torch.float64)
+    found = []
+    for run in (ops.dcls_direct, ops.dcls):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        width = leaves[2] if len(leaves) > 2 else None
+        kernel = run(leaves[0], leaves[1], width, [5, 4], interpolation)
+        first = torch.autograd.grad(kernel, leaves, seed, create_graph=True)
+        again = torch.autograd.grad(kernel, leaves, seed, retain_graph=True)
+        assert all(map(torch.equal, again, first))
+        batched = torch.autograd.grad(
+            kernel, leaves, torch.stack([seed, -seed]), is_grads_batched=True, retain_graph=True
+        )
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        found.append((kernel, *first, *second, *batched))
+    for direct, operator in zip(*found, strict=True):
+        assert torch.equal(direct, operator)
 
 
 def test_transforms_and_tangents_are_those_of_the_reference():
@@ -385,6 +412,7 @@ class Kernels(Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single core
 def test_forked_workers_use_the_kernel_that_is_loaded():
     arguments = (*draw((33, 5, 4), (17, 17), "gauss", torch.float32), (17, 17), "gauss")
     expected = dcls(*arguments)

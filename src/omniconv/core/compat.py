@@ -69,6 +69,11 @@ def children(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def is_watched() -> bool:
+    """Whether a mode sees every operator: a counter of FLOPs, a fake or recording one."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_transforming() -> bool:
     """Whether a transform of ``torch.func`` or forward-mode differentiation is at work."""
     inside = torch._C._functorch.peek_interpreter_stack() is not None

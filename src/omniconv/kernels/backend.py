@@ -15,10 +15,19 @@ import torch
 from torch import Tensor
 
 from omniconv.core import args
-from omniconv.core.compat import constant_result, is_transforming
+from omniconv.core.compat import constant_result, is_transforming, is_watched
 from omniconv.kernels import build
 
-__all__ = ["BACKENDS", "State", "get_backend", "kernel_for", "load", "set_backend", "state"]
+__all__ = [
+    "BACKENDS",
+    "State",
+    "get_backend",
+    "is_direct",
+    "kernel_for",
+    "load",
+    "set_backend",
+    "state",
+]
 
 BACKENDS = ("auto", "torch")
 DTYPES = (torch.float32, torch.float64)
@@ -67,6 +76,17 @@ def kernel_for(name: str, *tensors: Tensor) -> bool:
     if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or is_transforming()):
         return False
     return _ready(name)
+
+
+def is_direct(*tensors: Tensor) -> bool:
+    """Whether nothing but autograd takes part in a call on these tensors.
+
+    Then a kernel may run without torch's dispatcher, whose layers in Python take as long as the
+    kernel of a small layer (0.1 ms each in cold caches). Else something, such as a compiler or a
+    counter of FLOPs, has to see the operator.
+    """
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    return plain and not (torch.compiler.is_compiling() or is_watched() or is_transforming())
 
 
 @constant_result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from omniconv.kernels.backend import kernel_for
+from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.dcls import ops
 from omniconv.kernels.dcls.reference import INTERPOLATIONS, NARROWEST, dcls_reference
 
@@ -37,5 +37,6 @@ def dcls(
     """
     tensors = (taps, position) if width is None else (taps, position, width)
     if len(size) in SIZES and kernel_for("dcls", *tensors):
-        return ops.dcls(taps, position, width, size, interpolation)
+        run = ops.dcls_direct if is_direct(*tensors) else ops.dcls
+        return run(taps, position, width, size, interpolation)
     return dcls_reference(taps, position, width, size, interpolation)

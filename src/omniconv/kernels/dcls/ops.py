@@ -1,7 +1,9 @@
-"""``torch.ops.omniconv.dcls`` and its gradient: schema, shapes, derivatives, FLOPs."""
+"""``torch.ops.omniconv.dcls``, its gradient and its direct form: schema, derivatives, FLOPs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,11 +11,11 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from omniconv.kernels.backend import load, state
+from omniconv.kernels.backend import is_direct, load, state
 from omniconv.kernels.dcls.flops import dcls_flops
 from omniconv.kernels.dcls.reference import INTERPOLATIONS, dcls_reference
 
-__all__ = ["dcls"]
+__all__ = ["dcls", "dcls_direct"]
 
 Arguments = tuple[Any, ...]
 
@@ -29,17 +31,19 @@ dcls = torch.ops.omniconv.dcls.default
 dcls_backward = torch.ops.omniconv.dcls_backward.default
 
 
-def _loaded() -> Any:
+@cache
+def _loaded() -> tuple[Any, Any]:
+    """The C++ code, forward and backward."""
     found = state("dcls") or load("dcls")
     if found.reason:
         raise RuntimeError(f"the kernel dcls is not there: {found.reason}")
-    return torch.ops.omniconv_cpu
+    return torch.ops.omniconv_cpu.dcls.default, torch.ops.omniconv_cpu.dcls_backward.default
 
 
 def _forward(
-    taps: Tensor, position: Tensor, width: Tensor | None, size: list[int], interpolation: str
+    taps: Tensor, position: Tensor, width: Tensor | None, size: Sequence[int], interpolation: str
 ) -> Tensor:
-    found: Tensor = _loaded().dcls(taps, position, width, size, FOOTPRINT[interpolation])
+    found: Tensor = _loaded()[0](taps, position, width, list(size), FOOTPRINT[interpolation])
     return found
 
 
@@ -48,11 +52,11 @@ def _backward(
     taps: Tensor,
     position: Tensor,
     width: Tensor | None,
-    size: list[int],
+    size: Sequence[int],
     interpolation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = _loaded().dcls_backward(
-        grad, taps, position, width, size, FOOTPRINT[interpolation]
+    found: tuple[Tensor, Tensor, Tensor] = _loaded()[1](
+        grad, taps, position, width, list(size), FOOTPRINT[interpolation]
     )
     return found
 
@@ -111,6 +115,40 @@ def _differentiate_twice(ctx: Any, *grads: Tensor) -> Arguments:
 
 register_autograd("omniconv::dcls", _differentiate, setup_context=_save, lib=LIBRARY)
 register_autograd("omniconv::dcls_backward", _differentiate_twice, setup_context=_save, lib=LIBRARY)
+
+
+class _Direct(torch.autograd.Function):
+    """The same operator for calls that nothing but autograd takes part in."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        taps: Tensor,
+        position: Tensor,
+        width: Tensor | None,
+        size: Sequence[int],
+        interpolation: str,
+    ) -> Tensor:
+        ctx.save_for_backward(taps, position, width)
+        ctx.size, ctx.interpolation = size, interpolation
+        return _forward(taps, position, width, size, interpolation)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Arguments:
+        (grad,) = grads
+        if torch.is_grad_enabled() or not is_direct(grad):
+            return _differentiate(ctx, grad)
+        taps, position, width = ctx.saved_tensors
+        found = _backward(grad, taps, position, width, ctx.size, ctx.interpolation)
+        return (*found[:2], None if width is None else found[2], None, None)
+
+
+def dcls_direct(
+    taps: Tensor, position: Tensor, width: Tensor | None, size: Sequence[int], interpolation: str
+) -> Tensor:
+    """``dcls`` without the dispatcher (see :func:`omniconv.kernels.backend.is_direct`)."""
+    found: Tensor = _Direct.apply(taps, position, width, size, interpolation)
+    return found
 
 
 @register_flop_formula(torch.ops.omniconv.dcls)

@@ -89,7 +89,7 @@ def weighted_kernel(raw: Tensor, density: Sequence[Tensor]) -> Tensor:
                 f"got shape {tuple(values.shape)}"
             )
         middle = [one.to(values)] * (2 - k % 2)
-        profile = torch.cat([values, *middle, values.flip(0)])
+        profile = torch.cat([values, *middle, values.flip(0) if len(values) > 1 else values])
         phi = phi.unsqueeze(-1) * profile if axis else profile
     return raw * phi
 
