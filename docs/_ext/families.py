@@ -77,7 +77,6 @@ def _operators(cards: list[Card], evidence: Evidence, page: str = OPERATOR) -> M
     rows = []
     for card in cards:
         ratios = evidence.ratios(card.name)
-        step, latency = ratios.get("training step"), ratios.get("latency, folded")
         rows.append(
             (
                 link(card.name, page.format(card.name)),
@@ -85,10 +84,10 @@ def _operators(cards: list[Card], evidence: Evidence, page: str = OPERATOR) -> M
                 card.role,
                 "yes" if card.folds else "no",
                 ",\u00a0".join(map(str, card.dims)),
-                f"{step}, {latency}" if step and latency else UNMEASURED,
+                *(ratios.get(cost, UNMEASURED) for cost in ("training step", "latency, folded")),
             )
         )
-    head = ("", "what it is", "role", "folds", "axes", "step, latency")
+    head = ("", "what it is", "role", "folds", "axes", "step", "latency")
     return table(head, rows)
 
 

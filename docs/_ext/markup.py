@@ -12,7 +12,9 @@ class Markdown(str):
 
 def text(value: object) -> Markdown:
     """``value`` as one line that Markdown shows as it is, wherever it stands."""
-    return value if isinstance(value, Markdown) else _escaped(" ".join(str(value).split()))
+    if isinstance(value, Markdown):
+        return value
+    return _escaped(re.sub(r"[ \t-\r]+", " ", str(value)).strip(" "))
 
 
 def prose(value: str) -> Markdown:
@@ -45,8 +47,9 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> Markdow
     lines = [[text(value) for value in row] for row in rows]
     if not lines:
         return Markdown()
-    head = [[text(value) for value in header], ["---"] * len(header)]
-    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in [*head, *lines]) + "\n")
+    rule = [Markdown("---")] * len(header)
+    lines = [[text(value) for value in header], rule, *lines]
+    return Markdown("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
 
 
 def items(class_: str, entries: Iterable[str]) -> Markdown:

@@ -148,7 +148,7 @@ def _arguments(card: Card) -> Iterable[str]:
     yield autodoc("autoclass", f"omniconv.nn.{first.__name__}", members=", ".join(methods))
     others = ", ".join(f"`{layer.__name__}`" for layer in layers if layer is not first)
     if others:
-        yield f"Over other axes, or transposed, with the same arguments: {others}."
+        yield f"Other forms, with the same arguments: {others}."
     home = first.__module__
     for name, module in _index.FUNCTIONAL.items():
         if module == home:
