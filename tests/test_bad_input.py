@@ -158,6 +158,11 @@ def _convolving(**own: Tensor) -> dict[str, Any]:
 PROFILES = [torch.tensor([0.2, 0.6]), torch.tensor([0.7])]
 APART: dict[str, Callable[[], dict[str, Any]]] = {
     "cond_conv": lambda: _convolving(routing=torch.rand(2, 3), experts=torch.randn(3, 6, 2, 3, 3)),
+    "dcls_kernel": lambda: {
+        "taps": torch.randn(3, 2, 4),
+        "position": torch.randn(3, 2, 8),
+        "size": (5, 3),
+    },
     "gated_conv": lambda: _convolving(weight=torch.randn(12, 2, 3, 3)) | {"activation": "elu"},
     "icnr": lambda: {"weight": torch.randn(3, 2, 3, 3), "factor": 2},
     "weighted_kernel": lambda: {"raw": torch.randn(3, 2, 5, 3), "density": PROFILES},

@@ -78,6 +78,17 @@ def test_what_folds_is_said_and_times_and_memory_are_plausible(measured):
         assert row["peak_bytes"] > 4 * 2 * row["parameters"]
 
 
+def test_what_folding_makes_dearer_is_deployed_as_it_is(measured, tmp_path):
+    _, _, job, _ = measured
+    prepared = prepare(parse(tiny(write_idx(tmp_path), rows=["conv", "pconv"], batch_size=10)))
+    points = [prepared.plan.point(row) for row in prepared.plan.rows]
+    events: list[worker.Event] = []
+    cost.work(job | {"points": points}, events.append)
+    plain, partial = events[-1]["rows"]
+    assert partial["flops_forward"] < 0.5 * plain["flops_forward"]
+    assert not partial["folded"]
+
+
 def test_ratios_are_to_the_first_row(measured):
     rows = measured[0][-1]["rows"]
     for row in rows:

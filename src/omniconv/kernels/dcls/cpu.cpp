@@ -5,7 +5,8 @@
 // results do not depend on the number of threads. Profiles are built for one tap at a time, so
 // memory is linear in taps and entries. A multilinear tap of a large kernel touches its 2^d
 // entries only (scatter, gather); all others go through their window of the kernel (build,
-// differentiate).
+// differentiate), which is a constant where every axis has three entries (build_three,
+// differentiate_three).
 
 #include "axis.h"
 
@@ -26,6 +27,8 @@
 namespace {
 
 using torch::stable::Tensor;
+
+#define UNROLL _Pragma("GCC unroll 3")
 
 constexpr int64_t SMALL = 64;  // entries up to which multilinear taps go through their window
 
@@ -226,6 +229,115 @@ CLONES void differentiate(
   }
 }
 
+// A multilinear tap's profile along an axis of N entries, 3 or, for a missing axis, 1.
+template <class T, int N>
+struct Hat {
+  Value<T> row[N];
+  Axis<T> axis;
+
+  INLINE void set(const Block<T>& block, const Shape& s, int64_t number, int64_t tap) {
+    if constexpr (N == 1) {
+      row[0] = T(1) + Value<T>{};
+    } else {
+      axis.size = N;
+      axis.centre = T(N - 1) / T(2);
+      axis.clamp(block.position[s.row(number, tap)]);
+      axis.locate();
+      const auto below = axis.low == T(0);
+      const Value<T> rest = T(1) - axis.part;
+      row[0] = below ? rest : Value<T>{};
+      row[1] = below ? axis.part : rest;
+      row[2] = below ? Value<T>{} : axis.part;
+    }
+  }
+
+  // the gradient for the position in place of the position
+  INLINE void pull_back(
+      const Block<T>& block, const Shape& s, int64_t number, int64_t tap,
+      const Value<T>* gradient) const {
+    if constexpr (N > 1) {
+      Value<T>& position = block.position[s.row(number, tap)];
+      const auto below = axis.low == T(0);
+      const Value<T> moved = below ? gradient[1] - gradient[0] : gradient[2] - gradient[1];
+      const auto inside = (position >= -axis.centre) & (position <= axis.centre);
+      position = inside ? moved * block.taps[tap] : Value<T>{};
+    }
+  }
+};
+
+template <class T, int A, int B, int C>
+CLONES void build_three(
+    const Data<T>& data, const Shape& s, int64_t first, int64_t last, Value<T>* memory) {
+  Block<T> block(memory, s, false);
+  Hat<T, A> a;
+  Hat<T, B> b;
+  Hat<T, C> c;
+  for (int64_t pair = first * Lanes<T>::count; first < last; first++, pair += Lanes<T>::count) {
+    const int64_t lanes = std::min(Lanes<T>::count, s.pairs - pair);
+    block.fill(data, s, pair, lanes);
+    Value<T> kernel[A * B * C] = {};
+    for (int64_t k = 0; k < s.taps; k++) {
+      a.set(block, s, 0, k);
+      b.set(block, s, 1, k);
+      c.set(block, s, 2, k);
+UNROLL
+      for (int i = 0; i < A; i++)
+UNROLL
+        for (int j = 0; j < B; j++) {
+          const Value<T> line = block.taps[k] * a.row[i] * b.row[j];
+UNROLL
+          for (int u = 0; u < C; u++) kernel[(i * B + j) * C + u] += line * c.row[u];
+        }
+    }
+    store(kernel, data.kernel + pair * (A * B * C), A * B * C, lanes);
+  }
+}
+
+template <class T, int A, int B, int C>
+CLONES void differentiate_three(
+    const Data<T>& data, const Shape& s, int64_t first, int64_t last, Value<T>* memory) {
+  Block<T> block(memory, s, false);
+  Hat<T, A> a;
+  Hat<T, B> b;
+  Hat<T, C> c;
+  for (int64_t pair = first * Lanes<T>::count; first < last; first++, pair += Lanes<T>::count) {
+    const int64_t lanes = std::min(Lanes<T>::count, s.pairs - pair);
+    block.fill(data, s, pair, lanes);
+    Value<T> kernel[A * B * C];
+    load(kernel, data.kernel_gradient + pair * (A * B * C), A * B * C, lanes);
+    for (int64_t k = 0; k < s.taps; k++) {
+      a.set(block, s, 0, k);
+      b.set(block, s, 1, k);
+      c.set(block, s, 2, k);
+      Value<T> by_a[A], by_b[B] = {}, by_c[C] = {}, mean{};
+UNROLL
+      for (int i = 0; i < A; i++) {
+        Value<T> plane{};
+UNROLL
+        for (int j = 0; j < B; j++) {
+          const Value<T> left = a.row[i] * b.row[j];
+          Value<T> line{};
+UNROLL
+          for (int u = 0; u < C; u++) {
+            const Value<T>& entry = kernel[(i * B + j) * C + u];
+            line += entry * c.row[u];
+            by_c[u] += entry * left;
+          }
+          by_b[j] += line * a.row[i];
+          plane += line * b.row[j];
+        }
+        by_a[i] = plane;
+        mean += plane * a.row[i];
+      }
+      a.pull_back(block, s, 0, k, by_a);
+      b.pull_back(block, s, 1, k, by_b);
+      c.pull_back(block, s, 2, k, by_c);
+      block.taps[k] = mean;
+    }
+    block.drain(data, s, pair, lanes);
+  }
+}
+
 // The cells that a tap lies in: positions within them along each axis, and the lowest corner's
 // entry for each lane. Corner c is `offset[c]` entries further: bit a of c is a step along axis a.
 template <class T, int D>
@@ -334,6 +446,11 @@ template <class T>
 Work<T> choose(Footprint footprint, const Shape& s, bool backward) {
   if (footprint == gauss) return backward ? differentiate<T, gauss> : build<T, gauss>;
   if (footprint == triangle) return backward ? differentiate<T, triangle> : build<T, triangle>;
+  if (std::count(s.size, s.size + 3, 3) == s.dim) {
+    if (s.dim == 1) return backward ? differentiate_three<T, 1, 1, 3> : build_three<T, 1, 1, 3>;
+    if (s.dim == 2) return backward ? differentiate_three<T, 1, 3, 3> : build_three<T, 1, 3, 3>;
+    return backward ? differentiate_three<T, 3, 3, 3> : build_three<T, 3, 3, 3>;
+  }
   if (s.entries() <= SMALL) return backward ? differentiate<T, bilinear> : build<T, bilinear>;
   if (s.dim == 1) return backward ? gather<T, 1> : scatter<T, 1>;
   if (s.dim == 2) return backward ? gather<T, 2> : scatter<T, 2>;

@@ -105,7 +105,6 @@ def dcls_kernel(
     shape = (*taps.shape[:2], len(size) * taps.shape[2])
     if position.shape != shape:
         raise ValueError(f"position must have shape {shape}, got {tuple(position.shape)}")
-    wide = torch.float64 if taps.dtype == torch.float64 else torch.float32
     if interpolation == "bilinear":
         if width is not None:
             raise ValueError(f"width must be None for interpolation='bilinear', got {type(width)}")
@@ -113,7 +112,19 @@ def dcls_kernel(
         check_floating("width", width)
         if width is None or width.shape != shape:
             raise ValueError(f"width must have shape {shape}, got {args.show(width)}")
-        width = width.to(wide)
+    return _kernel(taps, position, size, interpolation, width)
+
+
+def _kernel(
+    taps: Tensor,
+    position: Tensor,
+    size: tuple[int, ...],
+    interpolation: str,
+    width: Tensor | None,
+) -> Tensor:
+    """:func:`dcls_kernel` of arguments that fit, as a layer's own do."""
+    wide = torch.float64 if taps.dtype == torch.float64 else torch.float32
+    width = None if width is None else width.to(wide)
     return dcls(taps.to(wide), position.to(wide), width, size, interpolation).to(taps.dtype)
 
 
@@ -157,7 +168,7 @@ class _DCLSNd(StaticKernel):
     def kernel(self) -> Tensor:
         """The kernel that is applied: ``dcls_kernel(taps, position, kernel_size, ...)``."""
         size = self.geometry.kernel_size
-        return dcls_kernel(self.taps, self.position, size, self.interpolation, self.width)
+        return _kernel(self.taps, self.position, size, self.interpolation, self.width)
 
     def load_kernel_(self, weight: Tensor) -> None:
         """Put the taps on the kernel's largest entries, one set per pair of channels.

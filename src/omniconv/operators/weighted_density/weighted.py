@@ -106,6 +106,8 @@ class _WeightedNd(StaticKernel):
         trainable_density: Whether the profile is learned with the weights (no weight decay).
     """
 
+    density: Tensor
+    phi: Tensor
     no_weight_decay = ("density",)
 
     def setup(
