@@ -65,7 +65,7 @@ def test_an_operator_in_one_file_becomes_part_of_omniconv(tmp_path: Path):
 
 
 def test_the_same_file_works_in_a_package_of_its_own(tmp_path: Path):
-    ((_, text),) = blocks(ROOT / "docs" / "writing-an-operator.md", "toml")
+    ((_, text),) = blocks(ROOT / "docs" / "tutorials" / "writing-an-operator.md", "toml")
     project = tomllib.loads(text)["project"]
     (point,) = project["entry-points"]["omniconv.operators"].items()
     module, _, attribute = point[1].partition(":")
