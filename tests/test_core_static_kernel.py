@@ -39,10 +39,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+def _outputs(name: str) -> int:
+    """Eight channels from four, where the operator makes more channels than it takes."""
+    return 8 if oc.card(name).mixes_channels else 4
+
+
 def _model(name: str) -> Any:
     """A layer, normalised and activated, in evaluation mode."""
-    layer = oc.create(name, 4, 8, 3, padding=1)
-    norm = nn.BatchNorm2d(8)
+    layer = oc.create(name, 4, _outputs(name), 3, padding=1)
+    norm = nn.BatchNorm2d(_outputs(name))
     norm.running_mean.normal_()
     norm.running_var.uniform_(0.5, 2)
     return nn.Sequential(layer, norm, nn.ReLU()).eval()
@@ -79,7 +84,8 @@ def test_the_registry_has_static_kernels():
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f"{f.layer.__name__}-{f.variant}")
 def test_every_attribute_of_torchs_layer_is_there_with_its_value(form: Subject):
     for name, sample in form.samples.items():
-        plain, layer = form.build_plain(sample), form.build(sample)
+        layer = form.build(sample)
+        plain = form.build_plain(sample) if form.card.mixes_channels else layer.fold()
         ours, wanted = vars(layer), vars(plain)
         assert set(wanted) <= set(ours), name
         for attribute, value in wanted.items():
@@ -192,7 +198,7 @@ def test_what_writes_into_the_weight_writes_into_a_copy(name: str, writer: str, 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_eager_quantisation_leaves_it_alone(name: str, x: Tensor):
-    layer = oc.create(name, 4, 8, 3, padding=1).eval()
+    layer = oc.create(name, 4, _outputs(name), 3, padding=1).eval()
     expected = layer(x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -264,7 +270,7 @@ def test_optimisers_train_every_parameter(name: str, kind: type[torch.optim.Opti
 @pytest.mark.parametrize("name", NAMES)
 def test_skip_init_builds_the_layer_without_drawing(name: str):
     random = torch.get_rng_state()
-    layer = nn.utils.skip_init(oc.card(name).classes[2], 4, 8, 3)
+    layer = nn.utils.skip_init(oc.card(name).classes[2], 4, _outputs(name), 3)
     assert torch.equal(torch.get_rng_state(), random)
     layer.reset_parameters()
     assert all(p.isfinite().all() for p in layer.parameters())
@@ -272,7 +278,7 @@ def test_skip_init_builds_the_layer_without_drawing(name: str):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_weight_has_the_gradient_of_what_it_is_made_of(name: str):
-    layer = oc.create(name, 4, 8, 3)
+    layer = oc.create(name, 4, _outputs(name), 3)
     layer.weight.square().sum().backward()
     own = [p for n, p in layer.named_parameters() if n != "bias"]
     assert any(p.grad is not None and p.grad.any() for p in own)

@@ -214,7 +214,12 @@ def test_official_parameters_must_fit():
     [
         ({"p": [1.0]}, "p must be a floating-point tensor"),
         ({"p": torch.ones(2, 2)}, "p must have 3 to 5 axes"),
-        ({"gates": []}, "mixes must be one fewer than gates, got 1 for 0"),
+        ({"gates": []}, "gates must hold at least one tensor"),
+        ({"gates": [torch.ones(1, 2, 4)]}, "mixes must be one fewer than gates, got 1 for 1"),
+        ({"mixes": [3]}, r"mixes\[0\] must be a pair of tensors"),
+        ({"mixes": [(torch.ones(4, 3, 1), torch.ones(4))]}, r"mixes\[0\]\[0\] must have shape"),
+        ({"mixes": [(torch.ones(4, 2, 1), torch.ones(3))]}, r"mixes\[0\]\[1\] must have shape"),
+        ({"groups": 3}, "groups must divide 2 and 4, got 3"),
         ({"mixes": []}, "mixes must be one fewer than gates, got 0 for 2"),
         ({"gates": [torch.ones(1, 2, 4), None]}, r"gates\[1\] must be a floating-point tensor"),
         ({"gates": [torch.ones(1, 2, 4)] * 2}, r"gates\[1\] must have shape \(1, 4, 4\)"),

@@ -5,6 +5,7 @@ it ran and keeps the others; where a property fails nothing is written.
 
     python tools/generate_conformance.py                        # all operators, tier 2
     python tools/generate_conformance.py --operators dcls,phc --tier 3
+    python tools/generate_conformance.py --properties compile_inductor --tier 3
     python tools/generate_conformance.py --no-run               # rows, columns and reasons only
 """
 
@@ -16,7 +17,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from omniconv import _index, testing
@@ -41,14 +42,16 @@ to the reason, under the table, for which forms are left out.
 Key = tuple[str, str]
 
 
-def run(operator: str, tier: int) -> dict[Key, str]:
-    """Run an operator's matrix and return its cells.
+def run(operator: str, tier: int, properties: Collection[str]) -> dict[Key, str]:
+    """Run these properties of an operator's matrix and return their cells.
 
     Raises:
         Exception: Whatever a property raised.
     """
     forms: Counter[str] = Counter()
     for case in testing.cases(operator, tier):
+        if case.property not in properties:
+            continue
         if case.missing:
             print(f"{case} {case.missing}", file=sys.stderr)
         elif not case.skip:
@@ -128,6 +131,9 @@ def main() -> int:
     known = ",".join(sorted(_index.OPERATORS))
     parser.add_argument("--operators", default=known, help="comma-separated names (default: all)")
     parser.add_argument("--tier", type=int, choices=(1, 2, 3), default=2)
+    parser.add_argument(
+        "--properties", default=",".join(PROPERTIES), help="comma-separated names (default: all)"
+    )
     parser.add_argument("--no-run", action="store_true", help="keep all cells")
     chosen = parser.parse_args()
     cells = read(PAGE.read_text(encoding="utf-8")) if PAGE.exists() else {}
@@ -135,7 +141,7 @@ def main() -> int:
         warnings.simplefilter("ignore")
         for operator in chosen.operators.split(","):
             print(operator, flush=True)
-            cells |= run(operator, chosen.tier)
+            cells |= run(operator, chosen.tier, chosen.properties.split(","))
     PAGE.write_text(render(cells), encoding="utf-8")
     return 0
 

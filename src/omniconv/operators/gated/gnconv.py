@@ -88,10 +88,8 @@ def recursive_gating(
     convolve = (F.conv1d, F.conv2d, F.conv3d)[dim - 1]
     for k, gate in enumerate(gates):
         check_floating(f"gates[{k}]", gate)
-        if gate.dim() != p.dim():
-            raise ValueError(f"gates[{k}] must have {p.dim()} axes, got shape {tuple(gate.shape)}")
         if k:
-            p = convolve(p, *_mix(mixes, k - 1, p.shape[1], gate.shape[1], groups), groups=groups)
+            p = convolve(p, *_mix(mixes, k - 1, p, groups), groups=groups)
         if gate.shape != p.shape:
             raise ValueError(
                 f"gates[{k}] must have shape {tuple(p.shape)}, got {tuple(gate.shape)}"
@@ -100,26 +98,21 @@ def recursive_gating(
     return p
 
 
-def _mix(
-    mixes: Sequence[Any], k: int, channels: int, wanted: int, groups: int
-) -> tuple[Tensor, Tensor]:
-    """The k-th kernel and bias, checked: they make ``wanted`` of so many channels."""
+def _mix(mixes: Sequence[Any], k: int, p: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The k-th kernel and bias, which must fit p."""
     pair = mixes[k]
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise TypeError(f"mixes[{k}] must be a pair of tensors, got {args.show(pair)}")
     weight, bias = pair
     check_floating(f"mixes[{k}][0]", weight)
     check_floating(f"mixes[{k}][1]", bias)
-    if channels % groups or wanted % groups:
-        raise ValueError(f"groups must divide {channels} and {wanted} channels, got {groups}")
-    shape = (wanted, channels // groups)
-    if weight.shape[:2] != shape or weight[0, 0].numel() != 1:
-        raise ValueError(
-            f"mixes[{k}][0] must have shape {(*shape, 1)} with a 1 per axis, "
-            f"got {tuple(weight.shape)}"
-        )
-    if bias.shape != (wanted,):
-        raise ValueError(f"mixes[{k}][1] must have shape {(wanted,)}, got {tuple(bias.shape)}")
+    if p.shape[1] % groups or len(weight) % groups:
+        raise ValueError(f"groups must divide {p.shape[1]} and {len(weight)}, got {groups}")
+    shape = (len(weight), p.shape[1] // groups, *[1] * (p.dim() - 2))
+    if weight.shape != shape:
+        raise ValueError(f"mixes[{k}][0] must have shape {shape}, got {tuple(weight.shape)}")
+    if bias.shape != shape[:1]:
+        raise ValueError(f"mixes[{k}][1] must have shape {shape[:1]}, got {tuple(bias.shape)}")
     return weight, bias
 
 
