@@ -1,6 +1,6 @@
 """Static-kernel layers: a training step against the plain convolution of the same extent.
 
-    python benchmarks/static_kernels.py [--threads 2] [--repeats 20] [--json]
+    python benchmarks/static_kernels.py [--threads 2] [--repeats 40] [--json]
 
 The bound is 1.05 times the plain layer's step for weighted and 1.15 for the others; the factor is
 the cost of building the kernel and of its gradient. All layers of a shape take turns in one process
@@ -49,7 +49,7 @@ def main() -> None:
     """Measure in a fresh process and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if os.environ.get("GLIBC_TUNABLES") != PINNED:  # read by the C library at start only
