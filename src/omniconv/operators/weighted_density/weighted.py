@@ -129,10 +129,8 @@ class _WeightedNd(StaticKernel):
         """The free values of each axis, from the outside inwards."""
         if self.trainable_density:
             return self.density.split([len(profile) for profile in self.initial_density])
-        lines = []
-        for axis, profile in enumerate(
-            self.initial_density
-        ):  # through the middle, where others are 1
+        lines = []  # through the middle of the other axes, where their profiles are 1
+        for axis, profile in enumerate(self.initial_density):
             at = [k // 2 for k in self.geometry.kernel_size]
             lines.append(self.phi.movedim(axis, -1)[(*at[:axis], *at[axis + 1 :])][: len(profile)])
         return tuple(lines)
@@ -146,7 +144,7 @@ class _WeightedNd(StaticKernel):
     def load_kernel_(self, weight: Tensor) -> None:
         """Set ``raw`` so that the kernel is ``weight``; entries with density 0 stay 0."""
         with torch.no_grad():
-            phi = self.phi if not self.trainable_density else self._outer(self.profiles())
+            phi = self._outer(self.profiles()) if self.trainable_density else self.phi
             self.raw.copy_(torch.where(phi == 0, 0, weight / torch.where(phi == 0, 1, phi)))
 
     def reset_parameters(self) -> None:
