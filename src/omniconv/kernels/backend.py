@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import warnings
+from collections.abc import Collection
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ __all__ = [
     "load",
     "set_backend",
     "state",
+    "used",
 ]
 
 BACKENDS = ("auto", "torch")
@@ -34,6 +37,7 @@ DTYPES = (torch.float32, torch.float64)
 
 _backend = args.choice("OMNICONV_BACKEND", os.environ.get("OMNICONV_BACKEND", "auto"), BACKENDS)
 _states: dict[str, State] = {}
+_used: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -60,22 +64,34 @@ def set_backend(name: str) -> None:
     _backend = args.choice("name", name, BACKENDS)
 
 
-def kernel_for(name: str, *tensors: Tensor) -> bool:
+def kernel_for(
+    name: str,
+    *tensors: Tensor,
+    dtypes: Collection[torch.dtype] = DTYPES,
+    gpu_dtypes: Collection[torch.dtype] = (),
+) -> bool:
     """Whether the kernel ``name`` computes on these tensors; else its torch reference does.
 
     It does not where the back end is ``"torch"``; while a program is exported or traced, so that
-    it holds torch's operators only; under ``torch.func`` and forward-mode derivatives; for other
-    devices and dtypes than the CPU's float32 and float64; and where it can be neither found nor
-    built, which a warning says once.
+    it holds torch's operators only; under ``torch.func`` and forward-mode derivatives; for
+    tensors of several devices or dtypes, or of others than ``dtypes`` on the CPU and
+    ``gpu_dtypes`` on CUDA; and where it can be neither found nor built, which a warning says once.
     """
     if _backend == "torch" or torch.compiler.is_exporting():
         return False
-    dtype = tensors[0].dtype
-    if dtype not in DTYPES or any(t.device.type != "cpu" or t.dtype != dtype for t in tensors):
+    device, dtype = tensors[0].device, tensors[0].dtype
+    if any(t.device != device or t.dtype != dtype for t in tensors):
+        return False
+    if dtype not in {"cpu": dtypes, "cuda": gpu_dtypes}.get(device.type, ()):
         return False
     if not torch.compiler.is_compiling() and (torch.jit.is_tracing() or is_transforming()):
         return False
-    return _ready(name)
+    return _ready_on_gpu(name) if device.type == "cuda" else _ready(name)
+
+
+def used() -> list[str]:
+    """The kernels that were chosen in this process so far."""
+    return sorted(_used)
 
 
 def is_direct(*tensors: Tensor) -> bool:
@@ -100,7 +116,17 @@ def _ready(name: str) -> bool:
                 RuntimeWarning,
                 stacklevel=2,
             )
+    if not found.reason:
+        _used.add(name)
     return not found.reason
+
+
+@constant_result
+def _ready_on_gpu(name: str) -> bool:
+    found = find_spec("triton") is not None
+    if found:
+        _used.add(name)
+    return found
 
 
 def load(name: str) -> State:

@@ -111,8 +111,8 @@ def compiler() -> list[str]:
     return [found]
 
 
-def compile_to(path: Path, name: str, command: Sequence[str]) -> None:
-    """Build the kernel's library as the file ``path``.
+def compile_to(path: Path, name: str, command: Sequence[str], *more: str) -> None:
+    """Build the kernel's library as the file ``path``, with ``more`` flags than ``FLAGS``.
 
     Raises:
         CannotBuild: The compiler fails, or takes longer than ``PATIENCE``.
@@ -120,7 +120,7 @@ def compile_to(path: Path, name: str, command: Sequence[str]) -> None:
     root = Path(torch.__file__).parent
     inputs = ["-isystem", str(root / "include"), *map(str, sorted((HERE / name).glob("*.cpp")))]
     outputs = [f"-L{root / 'lib'}", "-ltorch_cpu", "-o", str(path)]
-    _run([*command, *FLAGS, *inputs, *outputs])
+    _run([*command, *FLAGS, *more, *inputs, *outputs])
 
 
 @cache
@@ -151,7 +151,7 @@ def _run(command: Sequence[str]) -> str:
 def _hash(name: str, parts: Sequence[str]) -> str:
     """Of the kernel's sources and all that its library depends on."""
     digest = hashlib.sha256()
-    for path in sorted((HERE / name).iterdir()):
+    for path in (*sorted(HERE.glob("*.h")), *sorted((HERE / name).iterdir())):
         if path.suffix in (".cpp", ".h"):
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     for part in parts:

@@ -2,46 +2,15 @@
 
 #pragma once
 
+#include "../vector.h"
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 
-// GCC clones named functions only, never lambdas; what they call is inlined into each clone.
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-#define INLINE inline __attribute__((always_inline))
-
 namespace {
 
 enum Footprint { bilinear, gauss, triangle };
-
-template <class T>
-struct Lanes;
-
-template <>
-struct Lanes<float> {
-  static constexpr int64_t count = 16;
-  typedef int32_t Int;
-  typedef float Value __attribute__((vector_size(64)));
-  typedef int32_t Index __attribute__((vector_size(64)));
-};
-
-template <>
-struct Lanes<double> {
-  static constexpr int64_t count = 8;
-  typedef int64_t Int;
-  typedef double Value __attribute__((vector_size(64)));
-  typedef int64_t Index __attribute__((vector_size(64)));
-};
-
-template <class T>
-using Value = typename Lanes<T>::Value;
-template <class T>
-using Index = typename Lanes<T>::Index;
 
 // Axes of a kernel of fewer than three axes are the last ones; those before them have size 1.
 struct Shape {
