@@ -25,7 +25,7 @@ LEVELS = (
     ("__main__",),
     ("cli",),
     ("doctor",),
-    ("compare",),
+    ("compare", "bench"),
     ("testing",),
     ("tasks", "models"),
     ("surgery", "analysis", "search"),
