@@ -109,7 +109,7 @@ def test_another_plan_takes_over_the_trials_that_it_shares(done, plan, monkeypat
     more = compare.parse(plan.to_json() | {"rows": ["conv", "weighted"], "seeds": [1, 2]})
     code, other = compare.run(more, out, progress=False)
     assert code == 1
-    assert asked == [("trial", 2), ("trial", 2), ("cost", None)]
+    assert asked == [("compare.trial", 2), ("compare.trial", 2), ("compare.cost", None)]
     for row, before in zip(other["rows"], found["rows"], strict=False):
         assert row["trials"][0] == before["trials"][1]
         assert (row["trials"][1]["status"], row["trials"][1]["reason"]) == ("failed", "not here")
@@ -187,7 +187,7 @@ def test_a_worker_is_pinned_and_apart_from_the_terminal(monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     with pytest.raises(Stop):
-        next(worker.run("trial", {}, 3))
+        next(worker.run("compare.trial", {}, 3))
     environment = started["env"]
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
     assert "mmap_threshold=8589934592" in environment["GLIBC_TUNABLES"]
@@ -196,7 +196,7 @@ def test_a_worker_is_pinned_and_apart_from_the_terminal(monkeypatch):
 
 
 def test_a_worker_reports_an_exception_in_one_line():
-    (event,) = worker.run("trial", {"point": {"threads": "many"}}, 1)
+    (event,) = worker.run("compare.trial", {"point": {"threads": "many"}}, 1)
     assert event["event"] == "failed"
     assert event["reason"].startswith("RuntimeError: set_num_threads expects")
 
@@ -276,7 +276,7 @@ def test_an_interrupted_trial_leaves_its_checkpoint_and_an_ended_one_does_not(
     endings: list[dict | None] = [None, {"event": "failed", "reason": "why"}]
 
     def run(name, job, threads, time_limit):
-        if name == "cost":
+        if name == "compare.cost":
             yield {"event": "end", "rows": [{}]}
             return
         assert Path(job["data"]).exists()

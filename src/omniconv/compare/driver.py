@@ -110,7 +110,7 @@ def _trial(
         "checkpoint": str(checkpoint),
     }
     last: list[dict[str, Any]] = []
-    with closing(worker.run("trial", task, job.point["threads"], time_limit)) as events:
+    with closing(worker.run("compare.trial", task, job.point["threads"], time_limit)) as events:
         for event in events:
             kind, record = event["event"], {k: v for k, v in event.items() if k != "event"}
             if kind == "leg":
@@ -138,7 +138,8 @@ def _costs(schedule: Schedule, store: Store, id: str, data: str) -> Generator[Ev
     limit = schedule.plan.time_limit + TIMINGS * SECONDS
     while not rows:
         current: int | None = None
-        with closing(worker.run("cost", {**job, "skip": skipped}, job["threads"], limit)) as events:
+        asked = {**job, "skip": skipped}
+        with closing(worker.run("compare.cost", asked, job["threads"], limit)) as events:
             for event in events:
                 if event["event"] in ("row", "times"):
                     current = event.get("row")

@@ -56,10 +56,10 @@ def allocator() -> str:
 def run(
     name: str, job: Mapping[str, Any], threads: int, time_limit: float = LONGEST
 ) -> Generator[Event]:
-    """Have ``omniconv.compare.<name>.work(job, report)`` done in a fresh process.
+    """Have ``omniconv.<name>.work(job, report)`` done in a fresh process.
 
     Args:
-        name: ``trial`` or ``cost``.
+        name: ``compare.trial``, ``compare.cost`` or ``bench.job``.
         job: Plain data.
         threads: Number of threads that the process may use.
         time_limit: Seconds after which the process is killed.
@@ -156,7 +156,7 @@ def serve() -> None:
         channel.flush()
 
     try:
-        import_module(f"omniconv.compare.{job['work']}").work(job, report)
+        import_module(f"omniconv.{job['work']}").work(job, report)
     except Exception as error:
         report({"event": "failed", "reason": f"{type(error).__name__}: {one_line(error)}"})
 
