@@ -25,8 +25,8 @@ import omniconv.compare
 import omniconv.testing
 from omniconv.core.card import Card
 from omniconv.core.layer import new_parameter
-from omniconv.core.static_kernel import StaticKernel
 from omniconv.math.naive import naive_convolution
+from omniconv.operators.static_kernel import StaticKernel
 
 # --- the operator: formula, layer, card ----------------------------------------------------------
 

@@ -26,7 +26,7 @@ from torch import nn
 
 from omniconv.core.card import Card
 from omniconv.core.layer import new_parameter
-from omniconv.core.static_kernel import StaticKernel
+from omniconv.operators.static_kernel import StaticKernel
 
 
 class _Faulty(StaticKernel):

@@ -29,7 +29,7 @@ from torch import nn
 import omniconv as oc
 from omniconv.core.card import Card
 from omniconv.core.layer import new_parameter
-from omniconv.core.static_kernel import StaticKernel
+from omniconv.operators.static_kernel import StaticKernel
 from omniconv.math.naive import naive_convolution
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import omniconv as oc
-from omniconv.core.static_kernel import StaticKernel
+from omniconv.operators.static_kernel import StaticKernel
 from omniconv.surgery.swap import MixerPointwise
 
 pytestmark = pytest.mark.usefixtures("published")

@@ -22,7 +22,7 @@ from omniconv.compare import whole
 from omniconv.compare.network import build
 from omniconv.compare.refused import one_line
 from omniconv.compare.worker import Report
-from omniconv.core.static_kernel import StaticKernel
+from omniconv.operators.static_kernel import StaticKernel
 from omniconv.surgery.fold import fold_
 from omniconv.tasks.task import TaskData
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from omniconv.core import compat
-from omniconv.core.static_kernel import StaticKernel
+from omniconv.operators.static_kernel import StaticKernel
 from omniconv.surgery.modules import check_model, paths, replace
 
 __all__ = ["fold_"]

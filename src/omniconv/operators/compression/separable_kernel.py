@@ -40,9 +40,9 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import new_parameter
 from omniconv.core.registry import register
-from omniconv.core.static_kernel import StaticKernel
 from omniconv.math.cp import cp_nearest, cp_product
 from omniconv.math.naive import naive_convolution
+from omniconv.operators.static_kernel import StaticKernel
 
 __all__ = [
     "SeparableKernelConv1d",

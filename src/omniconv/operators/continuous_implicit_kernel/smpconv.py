@@ -43,8 +43,8 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import check_floating
 from omniconv.core.layer import new_parameter, plain_class
 from omniconv.core.registry import register
-from omniconv.core.static_kernel import StaticKernel
 from omniconv.math.naive import at, naive_convolution
+from omniconv.operators.static_kernel import StaticKernel
 
 __all__ = [
     "SMPConv1d",

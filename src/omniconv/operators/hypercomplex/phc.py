@@ -38,9 +38,9 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import check_floating
 from omniconv.core.layer import new_parameter
 from omniconv.core.registry import register
-from omniconv.core.static_kernel import StaticKernel
 from omniconv.math.algebra import ALGEBRAS, multiplication_table
 from omniconv.math.naive import naive_convolution
+from omniconv.operators.static_kernel import StaticKernel
 
 __all__ = [
     "PHConv1d",

@@ -57,6 +57,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
+from omniconv.kernels.convolve import convolve
 from omniconv.math.bases import (
     BASES,
     centres,
@@ -68,7 +69,6 @@ from omniconv.math.bases import (
     on_grid,
     parse_grid,
 )
-from omniconv.math.convolve import convolve
 from omniconv.math.naive import naive_convolution, naive_pad
 
 __all__ = ["KANConv1d", "KANConv2d", "KANConv3d"]

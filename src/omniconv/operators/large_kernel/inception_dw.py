@@ -42,8 +42,8 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import new_parameter, plain_class
 from omniconv.core.registry import register
-from omniconv.core.static_kernel import StaticKernel
 from omniconv.math.naive import naive_convolution
+from omniconv.operators.static_kernel import StaticKernel
 
 __all__ = [
     "InceptionDWConv1d",

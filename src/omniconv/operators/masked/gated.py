@@ -36,7 +36,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
-from omniconv.math.convolve import convolve
+from omniconv.kernels.convolve import convolve
 from omniconv.math.naive import naive_convolution
 
 __all__ = ["GatedConv1d", "GatedConv2d", "GatedConv3d", "gated_conv"]

@@ -38,7 +38,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
-from omniconv.math.convolve import convolve
+from omniconv.kernels.convolve import convolve
 from omniconv.math.naive import windows
 from omniconv.math.shift import window_sum
 

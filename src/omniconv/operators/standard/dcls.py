@@ -49,10 +49,10 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import check_floating
 from omniconv.core.layer import new_parameter, plain_class
 from omniconv.core.registry import register
-from omniconv.core.static_kernel import StaticKernel
 from omniconv.kernels.dcls import INTERPOLATIONS, NARROWEST, dcls
 from omniconv.kernels.dcls.flops import dcls_flops
 from omniconv.math.naive import naive_convolution
+from omniconv.operators.static_kernel import StaticKernel
 
 __all__ = [
     "DCLSConv1d",

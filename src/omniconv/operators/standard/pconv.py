@@ -39,11 +39,11 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import new_parameter, transfer
 from omniconv.core.registry import register
-from omniconv.core.static_kernel import StaticKernel
-from omniconv.math.convolve import convolve
+from omniconv.kernels.convolve import convolve
 from omniconv.math.groups import join_groups
 from omniconv.math.naive import at, naive_convolution
 from omniconv.math.shift import shifted
+from omniconv.operators.static_kernel import StaticKernel
 
 __all__ = ["PConv1d", "PConv2d", "PConv3d", "pconv_kernel"]
 

@@ -44,7 +44,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, plain_class, transfer
 from omniconv.core.registry import register
-from omniconv.math.convolve import convolve
+from omniconv.kernels.convolve import convolve
 from omniconv.math.naive import at, naive_convolution, naive_pad
 
 __all__ = ["SPDConv1d", "SPDConv2d", "SPDConv3d", "space_to_depth"]

@@ -40,7 +40,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter
 from omniconv.core.registry import register
-from omniconv.math.convolve import convolve
+from omniconv.kernels.convolve import convolve
 from omniconv.math.naive import at, naive_convolution
 
 __all__ = ["SubPixelConv1d", "SubPixelConv2d", "SubPixelConv3d", "depth_to_space", "icnr"]

@@ -19,7 +19,7 @@ from torch.utils.mkldnn import to_mkldnn
 
 import omniconv as oc
 from omniconv.core.compat import ConvNd
-from omniconv.core.static_kernel import StaticKernel
+from omniconv.operators.static_kernel import StaticKernel
 from omniconv.testing import Subject
 
 CARDS = [oc.card(name) for name in oc.list_operators() if ":" not in name]
