@@ -1,0 +1,144 @@
+"""Depthwise convolution with weights of their own at every position: reference and kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omniconv.core import args
+from omniconv.core.geometry import check_floating
+from omniconv.kernels.backend import is_direct, kernel_for
+from omniconv.kernels.build import KERNELS
+from omniconv.kernels.position_varying import ops
+from omniconv.kernels.position_varying.reference import position_varying_reference
+
+__all__ = ["check_weight", "position_varying"]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def position_varying(
+    x: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | Sequence[Sequence[int]] = 0,
+    dilation: int | Sequence[int] = 1,
+    softmax: bool = False,
+) -> Tensor:
+    r"""A depthwise convolution whose weights differ from position to position.
+
+    .. math:: y[b, c, p] = \sum_q w[b, g(c), q, p]\; x[b, c, p \cdot stride - lo + q \cdot dilation]
+
+    with g(c) = c \* G // C, and x = 0 outside of the image.
+
+    Args:
+        x: (B, C, \*S); one to three spatial axes.
+        weight: (B, G, \*K, \*S'), or (1, G, \*K, \*S') for weights that the batch shares. G divides
+            C, and S' is the output size (S + lo + hi - dilation (K - 1) - 1) // stride + 1.
+        stride: Steps between positions, an int or one per axis.
+        padding: Zeros around x: an int, one per axis, or a pair (lo, hi) per axis.
+        dilation: Steps between taps, an int or one per axis.
+        softmax: Whether the weights of a position are first normalised by a softmax over all its
+            taps, those outside of the image included.
+
+    Returns:
+        (B, C, \*S'), in the dtype and layout of ``x``; half-precision products are summed in
+        float32.
+
+    Raises:
+        TypeError: ``x`` or ``weight`` is no floating-point tensor, or their dtypes differ.
+        ValueError: Shapes, devices or arguments do not fit.
+    """
+    check_floating("x", x)
+    dim = x.dim() - 2
+    if dim not in (1, 2, 3):
+        raise ValueError(
+            f"x must have 3, 4 or 5 axes (batch, channels, 1 to 3 spatial), "
+            f"got shape {tuple(x.shape)}"
+        )
+    steps = args.ntuple("stride", stride, dim, 1)
+    spread = args.ntuple("dilation", dilation, dim, 1)
+    pads = _pads(padding, dim)
+    check_weight("weight", weight, x, steps, pads, spread)
+    softmax = args.boolean("softmax", softmax)
+    if "position_varying" in KERNELS and kernel_for(
+        "position_varying", x, weight, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES
+    ):
+        direct = x.device.type == "cpu" and is_direct(x, weight)
+        run = ops.position_varying_direct if direct else ops.position_varying
+        y: Tensor = run(x, weight, list(steps), list(pads), list(spread), softmax)
+        return y
+    return position_varying_reference(x, weight, steps, pads, spread, softmax)
+
+
+def _pads(padding: Any, dim: int) -> tuple[int, ...]:
+    """Zeros (lo, hi) of every axis, one after the other."""
+    pairs = padding if isinstance(padding, Sequence) else ()
+    if len(pairs) != dim or not all(isinstance(pair, Sequence) for pair in pairs):
+        return tuple(p for p in args.ntuple("padding", padding, dim, 0) for _ in range(2))
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(
+            f"padding must be an int, {dim} ints or {dim} pairs of ints, got {args.show(padding)}"
+        )
+    return tuple(
+        args.integer(f"padding[{axis}]", p, 0) for axis, pair in enumerate(pairs) for p in pair
+    )
+
+
+def check_weight(
+    name: str,
+    weight: Any,
+    x: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    shared: bool = True,
+) -> None:
+    """Refuse weights that do not fit.
+
+    Args:
+        name: What the messages call them.
+        weight: See :func:`position_varying`.
+        x: (B, C, *S), D spatial axes.
+        stride: D ints.
+        padding: 2D ints.
+        dilation: D ints.
+        shared: Whether one set of weights may serve the whole batch.
+
+    Raises:
+        TypeError: No floating-point tensor, or not of the dtype of ``x``.
+        ValueError: Its device or shape does not fit.
+    """
+    check_floating(name, weight)
+    if weight.dtype != x.dtype:
+        raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
+    if weight.device != x.device:
+        raise ValueError(f"{name} must be on the device of x, {x.device}, got {weight.device}")
+    shape, batch, dim = tuple(weight.shape), x.shape[0], len(stride)
+    fits = len(shape) == 2 + 2 * dim and 0 not in shape[1:]
+    if not fits or not (shape[0] == batch or (shared and shape[0] == 1)):
+        raise ValueError(
+            f"{name} must have {2 + 2 * dim} axes (batch {batch}{' or 1' if shared else ''}, "
+            f"groups, {dim} of the kernel, {dim} of the output), got shape {shape}"
+        )
+    if x.shape[1] % shape[1]:
+        raise ValueError(
+            f"{name} must have a number of groups that divides the {x.shape[1]} channels of x, "
+            f"got {shape[1]}"
+        )
+    size = tuple(
+        (n + padding[2 * a] + padding[2 * a + 1] - d * (k - 1) - 1) // s + 1
+        for a, (n, k, s, d) in enumerate(
+            zip(x.shape[2:], shape[2 : 2 + dim], stride, dilation, strict=True)
+        )
+    )
+    if shape[2 + dim :] != size:
+        raise ValueError(
+            f"{name} must have the output's spatial size {size} for x of size "
+            f"{tuple(x.shape[2:])} and {name} of size {shape[2 : 2 + dim]}, "
+            f"got {shape[2 + dim :]}"
+        )
