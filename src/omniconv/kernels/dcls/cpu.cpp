@@ -22,6 +22,7 @@
 #include <new>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -229,9 +230,9 @@ CLONES void differentiate(
   }
 }
 
-// A multilinear tap's profile along an axis of N entries, 3 or, for a missing axis, 1.
-template <class T, int N>
-struct Hat {
+// A tap's profile, of sum 1, along an axis of N entries, 3 or, for a missing axis, 1.
+template <class T, int F, int N>
+struct Profile {
   Value<T> row[N];
   Axis<T> axis;
 
@@ -239,9 +240,18 @@ struct Hat {
     if constexpr (N == 1) {
       row[0] = T(1) + Value<T>{};
     } else {
+      const int64_t at = s.row(number, tap);
       axis.size = N;
       axis.centre = T(N - 1) / T(2);
-      axis.clamp(block.position[s.row(number, tap)]);
+      axis.row = row;
+      if constexpr (F != bilinear) {
+        axis.template profile<F>(block.position[at], block.width + at);
+        const Value<T> inverse = T(1) / axis.sum;
+UNROLL
+        for (int u = 0; u < N; u++) row[u] *= inverse;
+        return;
+      }
+      axis.clamp(block.position[at]);
       axis.locate();
       const auto below = axis.low == T(0);
       const Value<T> rest = T(1) - axis.part;
@@ -251,12 +261,18 @@ struct Hat {
     }
   }
 
-  // the gradient for the position in place of the position
+  // the gradients for position and width in place of both; `mean` is that for the tap
   INLINE void pull_back(
       const Block<T>& block, const Shape& s, int64_t number, int64_t tap,
-      const Value<T>* gradient) const {
+      const Value<T>* gradient, const Value<T>& mean) const {
     if constexpr (N > 1) {
-      Value<T>& position = block.position[s.row(number, tap)];
+      const int64_t at = s.row(number, tap);
+      Value<T>& position = block.position[at];
+      if constexpr (F != bilinear) {
+        axis.template pull_back<F>(
+            gradient, mean, block.taps[tap], position, block.width + at);
+        return;
+      }
       const auto below = axis.low == T(0);
       const Value<T> moved = below ? gradient[1] - gradient[0] : gradient[2] - gradient[1];
       const auto inside = (position >= -axis.centre) & (position <= axis.centre);
@@ -265,13 +281,13 @@ struct Hat {
   }
 };
 
-template <class T, int A, int B, int C>
+template <class T, int F, int A, int B, int C>
 CLONES void build_three(
     const Data<T>& data, const Shape& s, int64_t first, int64_t last, Value<T>* memory) {
-  Block<T> block(memory, s, false);
-  Hat<T, A> a;
-  Hat<T, B> b;
-  Hat<T, C> c;
+  Block<T> block(memory, s, F != bilinear);
+  Profile<T, F, A> a;
+  Profile<T, F, B> b;
+  Profile<T, F, C> c;
   for (int64_t pair = first * Lanes<T>::count; first < last; first++, pair += Lanes<T>::count) {
     const int64_t lanes = std::min(Lanes<T>::count, s.pairs - pair);
     block.fill(data, s, pair, lanes);
@@ -293,13 +309,13 @@ UNROLL
   }
 }
 
-template <class T, int A, int B, int C>
+template <class T, int F, int A, int B, int C>
 CLONES void differentiate_three(
     const Data<T>& data, const Shape& s, int64_t first, int64_t last, Value<T>* memory) {
-  Block<T> block(memory, s, false);
-  Hat<T, A> a;
-  Hat<T, B> b;
-  Hat<T, C> c;
+  Block<T> block(memory, s, F != bilinear);
+  Profile<T, F, A> a;
+  Profile<T, F, B> b;
+  Profile<T, F, C> c;
   for (int64_t pair = first * Lanes<T>::count; first < last; first++, pair += Lanes<T>::count) {
     const int64_t lanes = std::min(Lanes<T>::count, s.pairs - pair);
     block.fill(data, s, pair, lanes);
@@ -329,9 +345,9 @@ UNROLL
         by_a[i] = plane;
         mean += plane * a.row[i];
       }
-      a.pull_back(block, s, 0, k, by_a);
-      b.pull_back(block, s, 1, k, by_b);
-      c.pull_back(block, s, 2, k, by_c);
+      a.pull_back(block, s, 0, k, by_a, mean);
+      b.pull_back(block, s, 1, k, by_b, mean);
+      c.pull_back(block, s, 2, k, by_c, mean);
       block.taps[k] = mean;
     }
     block.drain(data, s, pair, lanes);
@@ -442,19 +458,31 @@ CLONES void gather(
 template <class T>
 using Work = void (*)(const Data<T>&, const Shape&, int64_t, int64_t, Value<T>*);
 
+template <class T, int F>
+Work<T> choose(const Shape& s, bool backward) {
+  const bool three = std::count(s.size, s.size + 3, 3) == s.dim;
+  // every footprint and dtype would take twice the time to compile; gauss is the slowest of them
+  if constexpr (F == bilinear || (F == gauss && std::is_same_v<T, float>))
+    if (three && s.dim == 2)
+      return backward ? differentiate_three<T, F, 1, 3, 3> : build_three<T, F, 1, 3, 3>;
+  if constexpr (F == bilinear) {
+    if (three && s.dim == 1)
+      return backward ? differentiate_three<T, F, 1, 1, 3> : build_three<T, F, 1, 1, 3>;
+    if (three) return backward ? differentiate_three<T, F, 3, 3, 3> : build_three<T, F, 3, 3, 3>;
+    if (s.entries() > SMALL) {
+      if (s.dim == 1) return backward ? gather<T, 1> : scatter<T, 1>;
+      if (s.dim == 2) return backward ? gather<T, 2> : scatter<T, 2>;
+      return backward ? gather<T, 3> : scatter<T, 3>;
+    }
+  }
+  return backward ? differentiate<T, F> : build<T, F>;
+}
+
 template <class T>
 Work<T> choose(Footprint footprint, const Shape& s, bool backward) {
-  if (footprint == gauss) return backward ? differentiate<T, gauss> : build<T, gauss>;
-  if (footprint == triangle) return backward ? differentiate<T, triangle> : build<T, triangle>;
-  if (std::count(s.size, s.size + 3, 3) == s.dim) {
-    if (s.dim == 1) return backward ? differentiate_three<T, 1, 1, 3> : build_three<T, 1, 1, 3>;
-    if (s.dim == 2) return backward ? differentiate_three<T, 1, 3, 3> : build_three<T, 1, 3, 3>;
-    return backward ? differentiate_three<T, 3, 3, 3> : build_three<T, 3, 3, 3>;
-  }
-  if (s.entries() <= SMALL) return backward ? differentiate<T, bilinear> : build<T, bilinear>;
-  if (s.dim == 1) return backward ? gather<T, 1> : scatter<T, 1>;
-  if (s.dim == 2) return backward ? gather<T, 2> : scatter<T, 2>;
-  return backward ? gather<T, 3> : scatter<T, 3>;
+  if (footprint == gauss) return choose<T, gauss>(s, backward);
+  if (footprint == triangle) return choose<T, triangle>(s, backward);
+  return choose<T, bilinear>(s, backward);
 }
 
 template <class T>
