@@ -1,0 +1,1 @@
+"""Deformable convolution: every tap reads where the input tells it to."""
