@@ -14,6 +14,8 @@ from omniconv import _index
 __version__ = "0.1.0"
 
 FACES: dict[str, tuple[str, str | None]] = {
+    "accelerate_": ("omniconv.surgery.accelerate", "accelerate_"),
+    "AccelerateReport": ("omniconv.surgery.report", "AccelerateReport"),
     "analysis": ("omniconv.analysis", None),
     "card": ("omniconv.core.registry", "card"),
     "constrain_": ("omniconv.core.params", "constrain_"),
@@ -29,6 +31,7 @@ FACES: dict[str, tuple[str, str | None]] = {
     "swap_": ("omniconv.surgery.swap", "swap_"),
     "SwapReport": ("omniconv.surgery.report", "SwapReport"),
     "testing": ("omniconv.testing", None),
+    "unaccelerate_": ("omniconv.surgery.accelerate", "unaccelerate_"),
     "where": ("omniconv.surgery.where", None),
 }
 

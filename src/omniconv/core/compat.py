@@ -36,6 +36,11 @@ def set_reversed_padding(module: Any, pads: tuple[tuple[int, int], ...]) -> None
     module._reversed_padding_repeated_twice = [p for pair in reversed(pads) for p in pair]
 
 
+def reversed_padding(module: Any) -> list[int]:
+    """What ``nn.ConvNd.forward`` hands to ``F.pad`` for a padding mode other than zeros."""
+    return list(module._reversed_padding_repeated_twice)
+
+
 def tensors_in(value: Any) -> list[torch.Tensor]:
     """Every tensor inside nested tuples, lists, dicts and registered containers, in order."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from omniconv.core.geometry import check_input
 from omniconv.core.layer import Convolution, plain_class, transfer
+from omniconv.kernels.convolve import convolve_as
 
 __all__ = ["StaticKernel"]
 
@@ -55,14 +56,16 @@ class StaticKernel(Convolution):
         nn.Module.register_parameter(self, name, param)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """torch's own convolution of ``input`` with :meth:`kernel`.
+        """The convolution of ``input`` with :meth:`kernel`: torch's own, or the depthwise kernel's.
 
         ``output_size`` is that of ``nn.ConvTransposeNd``; the others refuse it.
         """
         check_input(self, input, next(self.parameters()))
-        if output_size is None:
+        if output_size is not None:
+            return super().forward(input, output_size)
+        if self.is_transposed:
             return super().forward(input)
-        return super().forward(input, output_size)
+        return convolve_as(self, input, self.weight, self.bias)
 
     def fold(self) -> nn.Module:
         """The plain torch convolution with the same kernel, bias, mode, device and dtype."""

@@ -6,6 +6,7 @@ from torch import nn
 
 from omniconv.core import compat
 from omniconv.operators.static_kernel import StaticKernel
+from omniconv.surgery.accelerate import unaccelerate_
 from omniconv.surgery.modules import check_model, paths, replace
 
 __all__ = ["fold_"]
@@ -15,8 +16,8 @@ def fold_(model: nn.Module) -> nn.Module:
     """Replace every static-kernel layer by the plain ``nn.ConvNd`` with the same output, in place.
 
     Fold after training and before you quantise, fuse, export or deploy: nothing of the operator
-    is left but its kernel. Layers that are not one kernel stay as they are. Nothing is changed
-    when an error is raised.
+    is left but its kernel. Accelerated layers become torch's own again (accelerate after folding).
+    Layers that are not one kernel stay as they are. Nothing is changed when an error is raised.
 
     Args:
         model: Any module; a layer used in several places stays shared.
@@ -38,4 +39,4 @@ def fold_(model: nn.Module) -> nn.Module:
                 f"model must have no hooks on {where[0]!r} before folding: remove them"
             )
         changes[module] = module.fold()
-    return replace(model, changes)
+    return replace(unaccelerate_(model), changes)

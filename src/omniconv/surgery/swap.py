@@ -16,8 +16,9 @@ from omniconv.core import args, compat
 from omniconv.core.card import Card
 from omniconv.core.layer import Convolution, plain_class, transfer
 from omniconv.core.registry import card as find_card
+from omniconv.surgery.accelerated import plain_type
 from omniconv.surgery.modules import check_model, paths, replace
-from omniconv.surgery.report import SwapReport, SwapRow
+from omniconv.surgery.report import SwapReport, SwapRow, describe
 from omniconv.surgery.where import Where
 from omniconv.surgery.where import parse as parse_where
 
@@ -174,7 +175,7 @@ def _obstacle(
     if isinstance(module, Convolution):
         return f"already {type(module).__name__}"
     geometry = (len(module.kernel_size), isinstance(module, compat.ConvTransposeNd))  # type: ignore[arg-type]
-    if type(module) is not plain_class(*geometry):
+    if plain_type(module) is not plain_class(*geometry):
         return f"{type(module).__name__} is not torch's plain layer and may compute differently"
     if compat.has_hooks(module):
         return "hooks on the layer would be lost"
@@ -269,13 +270,7 @@ def _compare(conv: Any, new: nn.Module) -> str:
 def _describe(module: Any) -> str:
     if isinstance(module, MixerPointwise):
         return f"{_describe(module.mixer)} + 1x1"
-    if not hasattr(module, "kernel_size"):
-        return type(module).__name__
-    size = "x".join(map(str, module.kernel_size))
-    text = f"{type(module).__name__} {module.in_channels}->{module.out_channels} {size}"
-    if any(s != 1 for s in module.stride):
-        text += f" /{module.stride[0]}" if len(set(module.stride)) == 1 else f" /{module.stride}"
-    return text
+    return describe(module)
 
 
 def _update(optimizer: torch.optim.Optimizer, changes: Mapping[nn.Module, nn.Module]) -> None:

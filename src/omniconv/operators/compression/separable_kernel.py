@@ -40,6 +40,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import new_parameter
 from omniconv.core.registry import register
+from omniconv.kernels.convolve import convolution
 from omniconv.math.cp import cp_nearest, cp_product
 from omniconv.math.naive import naive_convolution
 from omniconv.operators.static_kernel import StaticKernel
@@ -170,14 +171,13 @@ class _SeparableKernelNd(StaticKernel):
         g = self.geometry
         if input.dim() == g.dim + 1:
             return self.forward(input.unsqueeze(0)).squeeze(0)
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[g.dim - 1]
         channels, *filters = self.factors()
-        x = convolve(input, channels.flatten(0, 1)[(..., *[None] * g.dim)], groups=g.groups)
+        x = convolution(input, channels.flatten(0, 1)[(..., *[None] * g.dim)], groups=g.groups)
         for axis, factor in enumerate(filters):
             last = axis == g.dim - 1
             line = [factor.shape[2] if a == axis else 1 for a in range(g.dim)]
             x, padding = _padded(x, axis, g)
-            x = convolve(
+            x = convolution(
                 x,
                 factor.view(*factor.shape[:2], *line)
                 if last

@@ -39,6 +39,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
+from omniconv.kernels.convolve import convolution
 from omniconv.math.naive import naive_convolution
 from omniconv.math.shift import shifted
 
@@ -136,11 +137,10 @@ def _convolve_each(x: Tensor, kernels: Tensor, bias: Tensor | None, g: ConvArgum
         inside = g.padding_mode == "zeros" and all(before == after for before, after in g.pads)
         padding = tuple(before for before, _ in g.pads) if inside else 0
         x = x if inside else g.pad(x)
-        call = (F.conv1d, F.conv2d, F.conv3d)[g.dim - 1]
         batch = x.shape[0]
         flat = x.reshape(1, -1, *x.shape[2:])
         kernel = kernels.flatten(0, 1)
-        y = call(flat, kernel, None, g.stride, padding, g.dilation, batch * g.groups)
+        y = convolution(flat, kernel, None, g.stride, padding, g.dilation, batch * g.groups)
         y = y.view(batch, g.out_channels, *y.shape[2:])
     return y if bias is None else y + bias.to(y.dtype).view(-1, g.out_channels, *[1] * g.dim)
 

@@ -42,6 +42,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
+from omniconv.kernels.convolve import convolution
 from omniconv.math.groups import join_groups
 from omniconv.math.naive import at, windows
 from omniconv.math.shift import shifted
@@ -175,7 +176,7 @@ class _GnConvNd(ConvLayer):
         total = sum(self.widths)
         hidden = g.pad(convolve(input, self.project_in, self.project_in_bias, groups=g.groups))
         p, q = _split(hidden, (self.widths[0], total), g.groups)
-        q = convolve(
+        q = convolution(
             q,
             self.depthwise * self.scale,
             self.depthwise_bias * self.scale,

@@ -42,6 +42,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import new_parameter, plain_class
 from omniconv.core.registry import register
+from omniconv.kernels.convolve import convolution
 from omniconv.math.naive import naive_convolution
 from omniconv.operators.static_kernel import StaticKernel
 
@@ -304,11 +305,8 @@ def _convolve(x: Tensor, branch: Tensor, bias: Tensor | None, g: ConvArguments) 
         for before, after in margins
     ]
     rest = [(0, 0) if p else pair for p, pair in zip(padding, margins, strict=True)]
-    convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[g.dim - 1]
-    y: Tensor = convolve(
-        _take(x, rest, g.padding_mode), branch, bias, g.stride, padding, g.dilation, x.shape[1]
-    )
-    return y
+    x = _take(x, rest, g.padding_mode)
+    return convolution(x, branch, bias, g.stride, padding, g.dilation, x.shape[1])
 
 
 def _identity(x: Tensor, g: ConvArguments) -> Tensor:
