@@ -28,6 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from omniconv.kernels import gpu
+from omniconv.kernels.depthwise.choice import in_layout, layout_of
+from omniconv.kernels.depthwise.ops import empty_like, output_size
 from omniconv.kernels.gpu import read_at, split
 
 __all__ = ["depthwise", "depthwise_input", "depthwise_weight"]
@@ -92,7 +94,6 @@ def _taps(
     x_strides,
     out_strides,
     SHARED: tl.constexpr,
-    SUMMED: tl.constexpr,
     KERNEL: tl.constexpr,
     UP: tl.constexpr,
     BASE: tl.constexpr,
@@ -110,26 +111,24 @@ def _taps(
     b, z, y, column = split(p, out_size)
     there = b < batch
     acc = tl.zeros((POSITIONS, CHANNELS), tl.float32)
-    for r in range(SUMMED):
-        source = c // SHARED * SUMMED + r
-        start = (b * x_strides[0])[:, None] + (source * x_strides[1])[None, :]
-        row = (c * SUMMED + r) * (KERNEL[0] * KERNEL[1] * KERNEL[2])
-        for kz in range(KERNEL[0]):
-            at_z, in_z = read_at(z * UP[0] + BASE[0] + kz * STEP[0], size[0], DOWN[0])
-            for ky in range(KERNEL[1]):
-                at_y, in_y = read_at(y * UP[1] + BASE[1] + ky * STEP[1], size[1], DOWN[1])
-                line = at_z * x_strides[2] + at_y * x_strides[3]
-                in_line = there & in_z & in_y
-                for kx in range(KERNEL[2]):
-                    at, inside = read_at(column * UP[2] + BASE[2] + kx * STEP[2], size[2], DOWN[2])
-                    tap = (kz * KERNEL[1] + ky) * KERNEL[2] + kx
-                    w = tl.load(weight + row + tap, mask=c < channels, other=0.0)
-                    values = tl.load(
-                        x + start + (line + at * x_strides[4])[:, None],
-                        mask=(in_line & inside)[:, None] & (c < channels)[None, :],
-                        other=0.0,
-                    )
-                    acc += values.to(tl.float32) * w.to(tl.float32)[None, :]
+    start = (b * x_strides[0])[:, None] + (c // SHARED * x_strides[1])[None, :]
+    row = c * (KERNEL[0] * KERNEL[1] * KERNEL[2])
+    for kz in range(KERNEL[0]):
+        at_z, in_z = read_at(z * UP[0] + BASE[0] + kz * STEP[0], size[0], DOWN[0])
+        for ky in range(KERNEL[1]):
+            at_y, in_y = read_at(y * UP[1] + BASE[1] + ky * STEP[1], size[1], DOWN[1])
+            line = at_z * x_strides[2] + at_y * x_strides[3]
+            in_line = there & in_z & in_y
+            for kx in range(KERNEL[2]):
+                at, inside = read_at(column * UP[2] + BASE[2] + kx * STEP[2], size[2], DOWN[2])
+                tap = (kz * KERNEL[1] + ky) * KERNEL[2] + kx
+                w = tl.load(weight + row + tap, mask=c < channels, other=0.0)
+                values = tl.load(
+                    x + start + (line + at * x_strides[4])[:, None],
+                    mask=(in_line & inside)[:, None] & (c < channels)[None, :],
+                    other=0.0,
+                )
+                acc += values.to(tl.float32) * w.to(tl.float32)[None, :]
     if bias is not None:
         acc += tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)[None, :]
     place = b * out_strides[0] + z * out_strides[2] + y * out_strides[3] + column * out_strides[4]
@@ -221,7 +220,6 @@ def _band(
     x_strides,
     out_strides,
     SHARED: tl.constexpr,
-    SUMMED: tl.constexpr,
     FLIPPED: tl.constexpr,
     KERNEL: tl.constexpr,
     UP: tl.constexpr,
@@ -247,15 +245,14 @@ def _band(
     v = tl.arange(0, N)
     j = u[:, None] - v[None, :]
     acc = tl.zeros((ROWS, N), tl.float32)
-    for line in range(SUMMED * LINES):
-        r = line // LINES
+    for line in range(LINES):
         cut = line % CUTS
         ky = line // CUTS % KERNEL[1]
-        kz = line // (CUTS * KERNEL[1]) % KERNEL[0]
+        kz = line // (CUTS * KERNEL[1])
         at_z, in_z = read_at(z * UP[0] + BASE[0] + kz * STEP[0], size[0], DOWN[0])
         at_y, in_y = read_at(y * UP[1] + BASE[1] + ky * STEP[1], size[1], DOWN[1])
         start = b * x_strides[0] + at_z * x_strides[2] + at_y * x_strides[3]
-        start += (c // SHARED * SUMMED + r) * x_strides[1]
+        start += c // SHARED * x_strides[1]
         at = (piece * N + BASE[2] + cut * J)[:, None] + u[None, :]
         values = tl.load(
             x + start[:, None] + at * x_strides[4],
@@ -265,9 +262,9 @@ def _band(
         tap = cut * J + j
         if FLIPPED:
             tap = KERNEL[2] - 1 - tap
-        first = weight + ((c * SUMMED + r) * KERNEL[0] + kz) * (KERNEL[1] * KERNEL[2])
+        first = ((c * KERNEL[0] + kz) * KERNEL[1] + ky) * KERNEL[2]
         band = tl.load(
-            first + ky * KERNEL[2] + tap,
+            weight + first + tap,
             mask=(j >= 0) & (j < J) & (tap >= 0) & (tap < KERNEL[2]),
             other=0.0,
         )
@@ -362,88 +359,79 @@ def depthwise(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
     """See :func:`omniconv.kernels.depthwise.depthwise`; ``padding`` has 2D ints."""
-    dim, kernel = x.ndim - 2, weight.shape[2:]
-    size = [
-        (x.shape[2 + a] + sum(padding[2 * a : 2 * a + 2]) - dilation[a] * (kernel[a] - 1) - 1)
-        // stride[a]
-        + 1
-        for a in range(dim)
-    ]
-    window = Window.of(kernel, stride, padding, dilation)
-    source = x.contiguous() if window.banded else x
-    out = gpu.empty(source, (x.shape[0], weight.shape[0], *size))
-    base = gpu.three([-low for low in window.low], 0)
-    steps = (window.stride, base, window.dilation, (1, 1, 1))
-    shared = weight.shape[0] // max(x.shape[1], 1)
-    _correlate(source, weight, bias, out, window, steps, shared, 1, False)
-    return out.contiguous(memory_format=gpu.layout(x))
+    window = Window.of(weight.shape[2:], stride, padding, dilation)
+    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    low = gpu.three([-p for p in window.low], 0)
+    steps = (window.stride, low, window.dilation, (1, 1, 1))
+    return _correlate(x, weight, bias, size, window, steps, False)
 
 
 def depthwise_input(
     grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
-    r"""The gradient for x (B, C, \*size) from that for y: taps are read from their other end."""
-    channels = grad.shape[1]
+    r"""The gradient for x from that for y, one channel per channel of ``grad``: (B, C m, \*size).
+
+    The taps of an entry are read backwards.
+    """
     window = Window.of(weight.shape[2:], stride, padding, dilation)
-    source = grad.contiguous() if window.banded else grad
-    out = gpu.empty(source, (grad.shape[0], channels, *size))
     base, step = list(window.low), gpu.three([-d for d in window.dilation], 0)
-    if window.banded:
+    if window.banded:  # from its last tap on
         base[2] -= window.kernel[2] - 1
     steps = ((1, 1, 1), gpu.three(base, 0), step, window.stride)
-    summed = grad.shape[1] // max(channels, 1)
-    _correlate(source, weight, None, out, window, steps, 1, summed, True)
-    return out.contiguous(memory_format=gpu.layout(grad))
+    return _correlate(grad, weight, None, size, window, steps, True)
 
 
 def _correlate(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    out: Tensor,
+    size: Ints,
     window: Window,
     steps: tuple[Triple, Triple, Triple, Triple],
-    shared: int,
-    summed: int,
     flipped: bool,
-) -> None:
+) -> Tensor:
+    """A tensor of this size in the layout of x; ``steps`` are those of the kernels."""
+    channels = weight.shape[0]
+    source = x.contiguous() if window.banded else x
+    out = empty_like(source, (x.shape[0], channels, *size))
     if not out.numel():
-        return
-    x3, out3 = window.view(x), window.view(out)
+        return in_layout(out, layout_of(x))
+    x3, out3 = window.view(source), window.view(out)
     rows = window.view(weight).contiguous()
-    batch, channels, *out_size = out3.shape
+    batch, _, *out_size = out3.shape
     names = ("UP", "BASE", "STEP", "DOWN")
     constants = dict(zip(names, steps, strict=True)) | {
-        "SHARED": shared,
-        "SUMMED": summed,
+        "SHARED": channels // x.shape[1],
         "KERNEL": window.kernel,
-        "INDEX": gpu.index_of(x, rows, out),
+        "INDEX": gpu.index_of(source, rows, out),
     }
-    head = (x3, rows, bias, out3, batch, channels, tuple(x3.shape[2:]), tuple(out_size))
+    biases = None if bias is None else bias.contiguous()
+    head = (x3, rows, biases, out3, batch, channels, tuple(x3.shape[2:]), tuple(out_size))
     if not window.banded:
         positions, wide = gpu.tile(x, 1024, channels, 1)
         blocks = triton.cdiv(out3[:, 0].numel(), positions) * triton.cdiv(channels, wide)
         tiles = {"POSITIONS": positions, "CHANNELS": wide}
         gpu.launch(_taps, blocks, *head, x3.stride(), out3.stride(), **constants, **tiles)
-        return
+        return out
     inputs, outputs = window.piece()
     pieces = triton.cdiv(out_size[2], outputs)
     total = batch * out_size[0] * out_size[1] * pieces
-    rows_held = 64 if total <= 64 or x.dtype == torch.float32 else 128
+    held = 64 if total <= 64 or x.dtype == torch.float32 else 128
     gpu.launch(
         _band,
-        triton.cdiv(total, rows_held) * channels,
+        triton.cdiv(total, held) * channels,
         *head,
         pieces,
         x3.stride(),
         out3.stride(),
         **constants,
         FLIPPED=flipped,
-        ROWS=rows_held,
+        ROWS=held,
         U=inputs,
         N=outputs,
         PRECISION=gpu.precision(x),
     )
+    return in_layout(out, layout_of(x))
 
 
 def depthwise_weight(
@@ -465,7 +453,6 @@ def depthwise_weight(
         "STRIDE": window.stride,
         "LOW": window.low,
         "DILATION": window.dilation,
-        "INDEX": gpu.index_of(x, grad),
     }
     if window.banded:
         inputs, outputs = window.piece()
@@ -488,6 +475,7 @@ def depthwise_weight(
     count = gpu.splits(programs, steps)
     parts = torch.empty(count, channels, window.taps, dtype=torch.float32, device=x.device)
     arguments = (*sizes, x3.stride(), g3.stride(), count)
+    constants["INDEX"] = gpu.index_of(x, grad, parts)
     gpu.launch(kernel, programs * count, g3, x3, parts, *arguments, **constants)
     found = parts.sum(0).to(x.dtype).view(channels, 1, *window.kernel)
     back = [2 + window.axes.index(a) for a in range(3)]
