@@ -272,6 +272,51 @@ def report(
     raise typer.Exit(code)
 
 
+@app.command()
+def bench(
+    kernels: Annotated[
+        list[str] | None, typer.Argument(metavar="[KERNEL]...", help="Default: all.")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="Shapes: default, large or odd.")] = "default",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    layout: Annotated[str, typer.Option(help="nchw, channels_last or both.")] = "both",
+    threads: Annotated[
+        str | None, typer.Option(help="Number, or '1,2': a run each; default: all cores.")
+    ] = None,
+    repeats: Annotated[int, typer.Option(help="Calls of each form, at most.")] = 20,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Time torch.compile too; that takes its time.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    store: Annotated[
+        Path | None, typer.Option("--save", help="Folder of histories to append to.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check and time the kernels, against torch's best and the machine's limits."""
+    from omniconv.bench.run import run, save, settings
+    from omniconv.bench.table import show as shown
+
+    asked = settings(
+        kernels or (),
+        suite=suite,
+        dtype=dtype,
+        layout=layout,
+        threads=threads,
+        repeats=repeats,
+        compile=compile,
+        device=device,
+    )
+    code, results = run(asked, lambda line: print(line, file=sys.stderr))
+    if store is not None:
+        save(results, store)
+    if as_json:
+        _print_json(results)
+    else:
+        print(shown(results))
+    raise typer.Exit(code)
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from omniconv import __version__

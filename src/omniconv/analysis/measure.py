@@ -34,7 +34,9 @@ __all__ = [
     "count_parameters",
     "measure_latency",
     "measure_step",
+    "memory_growth",
     "peak_memory",
+    "time_calls",
     "time_latencies",
     "time_steps",
 ]
@@ -108,7 +110,7 @@ def time_steps(
     """
     with preserved(*_several(models)):
         calls = [_training_step(model, inputs, loss_fn) for model in models]
-        return _interleave(calls, repeats, _on_gpu(models))
+        return time_calls(calls, repeats, synchronise=_on_gpu(models))
 
 
 def time_latencies(
@@ -117,7 +119,47 @@ def time_latencies(
     """Time one call of each model in evaluation mode, without gradients; see ``time_steps``."""
     with preserved(*_several(models)):
         calls = [_inference(model, inputs) for model in models]
-        return _interleave(calls, repeats, _on_gpu(models))
+        return time_calls(calls, repeats, synchronise=_on_gpu(models))
+
+
+def time_calls(
+    calls: Sequence[Callable[[], object]],
+    repeats: int | Sequence[int],
+    *,
+    synchronise: bool = False,
+    warm_up: int = WARM_UP,
+) -> tuple[Timing, ...]:
+    """Time calls that take turns.
+
+    Args:
+        calls: What to time.
+        repeats: How often, each at least 1; one number for all, or one per call: the turns of a
+            call that has fewer are spread over those of the others.
+        synchronise: Wait for the GPU after every call.
+        warm_up: Turns of all calls that come first and are not counted.
+
+    Returns:
+        One ``Timing`` per call.
+    """
+    counts = repeats if isinstance(repeats, Sequence) else [repeats] * len(calls)
+    counts = [parse.positive_int("repeats", count) for count in counts]
+    turns = max(counts, default=0)
+    seconds: list[list[float]] = [[] for _ in calls]
+    faults: list[list[int]] = [[] for _ in calls]
+    for turn in range(-warm_up, turns):
+        for index, (call, count) in enumerate(zip(calls, counts, strict=True)):
+            if turn >= 0 and (turn + 1) * count // turns == turn * count // turns:
+                continue
+            before, start = minor_faults(), time.perf_counter()
+            call()
+            if synchronise:
+                torch.cuda.synchronize()
+            stop, after = time.perf_counter(), minor_faults()
+            if turn >= 0:
+                seconds[index].append(stop - start)
+                if before is not None and after is not None:
+                    faults[index].append(after - before)
+    return tuple(_timing(s, f) for s, f in zip(seconds, faults, strict=True))
 
 
 def peak_memory(
@@ -144,8 +186,15 @@ def peak_memory(
         gc.collect()
         resident = [*model.parameters(), *model.buffers(), *tensors_in(inputs)]
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in resident}
-        growth = _cuda_growth(call) if _on_gpu([model]) else _cpu_growth(call)
-        return sum(storages.values()) + growth
+        return sum(storages.values()) + memory_growth(call, on_gpu=_on_gpu([model]))
+
+
+def memory_growth(call: Callable[[], object], *, on_gpu: bool = False) -> int:
+    """Bytes that ``call`` holds at its fullest moment, beyond those that were there before.
+
+    What it returns counts; what it frees of before does not. See :func:`peak_memory`.
+    """
+    return _cuda_growth(call) if on_gpu else _cpu_growth(call)
 
 
 def arguments(inputs: Any) -> tuple[Any, ...]:
@@ -195,26 +244,6 @@ def _inference(model: nn.Module, inputs: Any) -> Callable[[], None]:
     return call
 
 
-def _interleave(
-    calls: Sequence[Callable[[], None]], repeats: int, synchronise: bool
-) -> tuple[Timing, ...]:
-    repeats = parse.positive_int("repeats", repeats)
-    seconds: list[list[float]] = [[] for _ in calls]
-    faults: list[list[int]] = [[] for _ in calls]
-    for repeat in range(-WARM_UP, repeats):
-        for index, call in enumerate(calls):
-            before, start = minor_faults(), time.perf_counter()
-            call()
-            if synchronise:
-                torch.cuda.synchronize()
-            stop, after = time.perf_counter(), minor_faults()
-            if repeat >= 0:
-                seconds[index].append(stop - start)
-                if before is not None and after is not None:
-                    faults[index].append(after - before)
-    return tuple(_timing(s, f) for s, f in zip(seconds, faults, strict=True))
-
-
 def _timing(seconds: list[float], faults: list[int]) -> Timing:
     ordered = sorted(1000 * s for s in seconds)
     last = len(ordered) - 1
@@ -236,7 +265,7 @@ def minor_faults() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def _cpu_growth(call: Callable[[], None]) -> int:
+def _cpu_growth(call: Callable[[], object]) -> int:
     with (
         _quiet_profiler(),
         torch_profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded,
@@ -259,7 +288,7 @@ def _cpu_growth(call: Callable[[], None]) -> int:
     return peak
 
 
-def _cuda_growth(call: Callable[[], None]) -> int:
+def _cuda_growth(call: Callable[[], object]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -1,0 +1,92 @@
+"""The results of a bench as text of at most 100 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from omniconv.core.table import text_table
+
+__all__ = ["show"]
+
+HEAD = ("", "ms", "quartiles", "bound", "reached", "best of torch", "ms", "ours is", "others, ms")
+LEFT = (0, 5, 8)
+
+
+def show(results: dict[str, Any]) -> str:
+    """Every kernel's figures, the machine and its ceilings above them."""
+    machine, chosen = results["machine"], results["settings"]
+    head = ""
+    if machine:
+        where = machine.get("gpu") or f"{machine['cpu']}, {machine['cpu_capability']}"
+        head = f"{where}; torch {machine['torch']}; allocator {machine['allocator']}; "
+    parts = [f"{head}{chosen['suite']} suite, {chosen['dtype']}"]
+    parts += ["\n".join(_run(found)) for found in results["runs"]]
+    return "\n\n".join(parts)
+
+
+def _run(found: dict[str, Any]) -> Iterator[str]:
+    threads = found["threads"]
+    yield f"{found['kernel']}, {threads} thread{'s' if threads > 1 else ''}"
+    if found["ceilings"]:
+        yield _ceilings(found["ceilings"])
+    if found["reason"]:
+        yield f"  failed: {found['reason']}"
+    if not found["cases"] and not found["reason"]:
+        yield "  no cases of this suite, dtype and layout"
+    measured = [case for case in found["cases"] if "passes" in case]
+    rows = [list(HEAD), *(row for case in measured for row in map(_row, case["passes"]))]
+    lines = iter(_aligned(rows))
+    if measured:
+        yield next(lines)
+    for case in found["cases"]:
+        yield f"{case['name']}, {case['layout']}"
+        for _ in case.get("passes", ()):
+            yield next(lines)
+        if "reason" in case:
+            yield f"  FAILED, no times: {case['reason']}"
+
+
+def _ceilings(ceilings: dict[str, Any]) -> str:
+    flops = ", ".join(f"{name} {v / 1e9:.0f}" for name, v in ceilings["flops"].items())
+    copies = ", ".join(
+        f"{v / 1e9:.0f} at {int(moved) / 1e6:g} MB" for moved, v in ceilings["copies"].items()
+    )
+    return f"ceilings: {flops} GFLOP/s; copy, GB/s: {copies}"
+
+
+def _row(each: dict[str, Any]) -> list[str]:
+    forms, best = each["forms"], each["best_torch"]
+    ours = forms["omniconv"]
+    others = (
+        f"{name} {digits(form['ms'])}" for name, form in forms.items() if form["kind"] != "form"
+    )
+    return [
+        f"  {each['name']}" + ("" if each["operators"] else " (torch)"),
+        digits(ours["ms"]),
+        f"{digits(ours['low'])}-{digits(ours['high'])}",
+        digits(each["bound_ms"]),
+        f"{100 * each['reached']:.0f} %",
+        "-" if best is None else best.removeprefix("torch "),
+        "-" if best is None else digits(forms[best]["ms"]),
+        "-" if best is None else f"{each['times_torch']:.2f}x",
+        ", ".join(others),
+    ]
+
+
+def digits(value: float) -> str:
+    """Three significant digits, no exponent."""
+    for limit, places in ((0.1, 4), (1, 3), (10, 2), (100, 1)):
+        if value < limit:
+            return f"{value:.{places}f}"
+    return f"{value:.0f}"
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table; the columns ``LEFT`` are aligned left, the others right."""
+    padded = [list(row) for row in rows]
+    for column in LEFT:
+        width = max(len(row[column]) for row in rows)
+        for row in padded:
+            row[column] = row[column].ljust(width)
+    return text_table(padded, left=1)
