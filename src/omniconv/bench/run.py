@@ -142,8 +142,8 @@ def _run(kernel: str, threads: int, asked: Settings, watch: Watch) -> dict[str, 
     current: dict[str, Any] = {}
     watch(f"{kernel}, {_counted(threads)}: what the machine can do")
     with closing(worker.run("bench.job", job, threads)) as events:
-        for event in events:
-            kind = event.pop("event")
+        for said in events:
+            kind, event = said["event"], {k: v for k, v in said.items() if k != "event"}
             if kind == "start":
                 found["ceilings"] = event["ceilings"]
                 found["machine"] = {k: v for k, v in event["machine"].items() if k != "threads"}
