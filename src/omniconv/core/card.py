@@ -128,6 +128,8 @@ class Card:
         default_extent: Kernel extent that the paper uses.
         kernels: Names of the compiled kernels (``omniconv.kernels``) that it may run on.
         channel_multiple: Own arguments -> number that must divide the channels.
+        sample_width: Factor on the channels of the matrix's common configurations, for layers that
+            are ill-conditioned with few (a layer norm over two channels).
         samples: Number of axes -> further configurations for the matrix.
         error_inputs: Number of axes -> constructor arguments that must be refused.
         adapt: ``adapt(conv)`` -> own arguments that suit a given convolution, used by surgery.
@@ -163,6 +165,7 @@ class Card:
     default_extent: int = 3
     kernels: tuple[str, ...] = ()
     channel_multiple: Callable[[Mapping[str, Any]], int] = _any_channels
+    sample_width: int = 1
     samples: Callable[[int], tuple[Sample, ...]] = _no_samples
     error_inputs: Callable[[int], tuple[ErrorInput, ...]] = _no_errors
     adapt: Callable[[Any], Mapping[str, Any]] | None = None

@@ -22,12 +22,13 @@ def common_samples(
     """Name -> sample, for an operator whose own arguments are ``own``."""
     multiple = card.channel_multiple(own)
     down = [cell for cell, _ in card.rates(own, dim)]
-    build = _Builder(dim, multiple, equal=card.role == "mixer", down=down)
+    build = _Builder(dim, multiple, card.sample_width, equal=card.role == "mixer", down=down)
     samples = _transposed(build) if transposed else _plain(build)
     if multiple == 1:
         padding = (1, 0, 0)
-        three = {"in_channels": 3, "out_channels": 3, "groups": 3}
+        three = dict.fromkeys(("in_channels", "out_channels", "groups"), 3 * card.sample_width)
         samples["depthwise"] = build((3, 2, 2), (4, 3), (3, 2, 3), padding=padding, **three)
+    if multiple == card.sample_width == 1:
         one = {"in_channels": 1, "out_channels": 1}
         samples["one channel, batch 1"] = build((3, 3, 2), (5, 4), (4, 3, 2), batch=1, **one)
     return samples
@@ -111,8 +112,16 @@ class _Builder:
     Sizes are counted in cells of ``down`` inputs.
     """
 
-    def __init__(self, dim: int, multiple: int, equal: bool, down: Sequence[int]) -> None:
-        self.dim, self.multiple, self.equal, self.down = dim, multiple, equal, down
+    def __init__(
+        self, dim: int, multiple: int, width: int, equal: bool, down: Sequence[int]
+    ) -> None:
+        self.dim, self.multiple, self.width, self.equal, self.down = (
+            dim,
+            multiple,
+            width,
+            equal,
+            down,
+        )
 
     def __call__(
         self,
@@ -125,8 +134,9 @@ class _Builder:
         groups = arguments.get("groups", 1)
         # a mixer's own grouping must agree with ``groups``
         twice = 1 if self.equal and self.multiple > 1 < groups else 2
-        inputs = twice * self.multiple * groups
-        outputs = inputs if self.equal else 3 * self.multiple * groups
+        each = self.width * self.multiple * groups
+        inputs = twice * each
+        outputs = inputs if self.equal else 3 * each
         arguments = {
             "in_channels": inputs,
             "out_channels": outputs,

@@ -585,6 +585,7 @@ def card() -> Card:
         equivariance=(),  # places may lie outside of the image
         default_extent=3,
         kernels=("deform",),
+        sample_width=4,
         samples=samples,
         error_inputs=error_inputs,
         adapt=adapt,
