@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from omniconv.core import args
-from omniconv.kernels import build
 from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.depthwise import ops
 from omniconv.kernels.depthwise.reference import depthwise_reference
@@ -73,8 +72,7 @@ def depthwise(
         bias = None if bias is None else bias.to(dtype)
     tensors = (x, weight) if bias is None else (x, weight, bias)
     arguments = (x, weight, bias, strides, pads, dilations)
-    ready = "depthwise" in build.KERNELS
-    if ready and kernel_for("depthwise", *tensors, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES):
+    if kernel_for("depthwise", *tensors, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES):
         return (ops.depthwise_direct if is_direct(*tensors) else ops.depthwise)(*arguments)
     return depthwise_reference(*arguments)
 
