@@ -11,7 +11,6 @@ from torch import Tensor
 from omniconv.core import args
 from omniconv.core.geometry import check_floating
 from omniconv.kernels.backend import is_direct, kernel_for
-from omniconv.kernels.build import KERNELS
 from omniconv.kernels.position_varying import ops
 from omniconv.kernels.position_varying.reference import position_varying_reference
 
@@ -65,9 +64,7 @@ def position_varying(
     pads = _pads(padding, dim)
     check_weight("weight", weight, x, steps, pads, spread)
     softmax = args.boolean("softmax", softmax)
-    if "position_varying" in KERNELS and kernel_for(
-        "position_varying", x, weight, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES
-    ):
+    if kernel_for("position_varying", x, weight, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES):
         direct = x.device.type == "cpu" and is_direct(x, weight)
         run = ops.position_varying_direct if direct else ops.position_varying
         y: Tensor = run(x, weight, list(steps), list(pads), list(spread), softmax)
