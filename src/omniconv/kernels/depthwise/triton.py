@@ -416,20 +416,20 @@ def _correlate(
     inputs, outputs = window.piece()
     pieces = triton.cdiv(out_size[2], outputs)
     total = batch * out_size[0] * out_size[1] * pieces
-    held = 64 if total <= 64 or x.dtype == torch.float32 else 128
     gpu.launch(
         _band,
-        triton.cdiv(total, held) * channels,
+        triton.cdiv(total, 64) * channels,
         *head,
         pieces,
         x3.stride(),
         out3.stride(),
         **constants,
         FLIPPED=flipped,
-        ROWS=held,
+        ROWS=64,
         U=inputs,
         N=outputs,
         PRECISION=gpu.precision(x),
+        warps=inputs // 8,
     )
     return in_layout(out, layout_of(x))
 
@@ -461,22 +461,22 @@ def depthwise_weight(
         lines = window.kernel[0] * window.kernel[1] * cuts
         held = min(triton.next_power_of_2(lines), 4)
         programs = channels * triton.cdiv(lines, held)
-        steps = triton.cdiv(batch * out_size[0] * out_size[1] * pieces, 32)
-        more = {"ROWS": 32, "HELD": held, "U": inputs, "N": outputs}
+        steps = triton.cdiv(batch * out_size[0] * out_size[1] * pieces, 16)
+        more = {"ROWS": 16, "HELD": held, "U": inputs, "N": outputs}
         constants |= more | {"PRECISION": gpu.precision(x)}
-        kernel, sizes = _band_weight, (*sizes, pieces)
+        kernel, sizes, warps = _band_weight, (*sizes, pieces), inputs // 8
     else:
         taps = min(triton.next_power_of_2(window.taps), 16)
         positions, wide = gpu.tile(x, 4096 // taps, channels, 1)
         programs = triton.cdiv(window.taps, taps) * triton.cdiv(channels, wide)
         steps = triton.cdiv(g3[:, 0].numel(), positions)
         constants |= {"TAPS": taps, "POSITIONS": positions, "CHANNELS": wide}
-        kernel = _taps_weight
+        kernel, warps = _taps_weight, 4
     count = gpu.splits(programs, steps)
     parts = torch.empty(count, channels, window.taps, dtype=torch.float32, device=x.device)
     arguments = (*sizes, x3.stride(), g3.stride(), count)
     constants["INDEX"] = gpu.index_of(x, grad, parts)
-    gpu.launch(kernel, programs * count, g3, x3, parts, *arguments, **constants)
+    gpu.launch(kernel, programs * count, g3, x3, parts, *arguments, warps=warps, **constants)
     found = parts.sum(0).to(x.dtype).view(channels, 1, *window.kernel)
     back = [2 + window.axes.index(a) for a in range(3)]
     return found.permute(0, 1, *back).reshape(channels, 1, *kernel_size)
