@@ -22,7 +22,7 @@ extensions = [
     "mathematics",
 ]
 # texts that generated pages take in
-exclude_patterns = ["benchmarks/results", "families", "generated/gallery.md"]
+exclude_patterns = ["benchmarks/results", "families", "generated/gallery.md", "generated/speed"]
 
 myst_enable_extensions = ["attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3

@@ -15,6 +15,7 @@ import gallery
 import literature
 import operators
 import pictures
+import speed
 from evidence import Evidence
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def pages(docs: Path) -> dict[str, str | bytes]:
         "gallery.md": gallery.gallery(groups, kernels),
         "literature.md": literature.page(),
         "operators/index.md": families.overview(groups, evidence),
+        **speed.pages(docs),
     }
     for family, members in groups.items():
         found[f"families/{family}.md"] = families.page(family, members, evidence, docs)

@@ -9,8 +9,8 @@ from omniconv.core.table import text_table
 
 __all__ = ["show"]
 
-HEAD = ("", "ms", "quartiles", "bound", "reached", "best of torch", "ms", "ours is", "others, ms")
-LEFT = (0, 5, 8)
+HEAD = ("", "ms", "quartiles", "bound", "reached", "best of torch", "ms", "ours is")
+LEFT = (0, 5)
 
 
 def show(results: dict[str, Any]) -> str:
@@ -34,15 +34,16 @@ def _run(found: dict[str, Any]) -> Iterator[str]:
         yield f"  failed: {found['reason']}"
     if not found["cases"] and not found["reason"]:
         yield "  no cases of this suite, dtype and layout"
-    measured = [case for case in found["cases"] if "passes" in case]
-    rows = [list(HEAD), *(row for case in measured for row in map(_row, case["passes"]))]
-    lines = iter(_aligned(rows))
-    if measured:
+    passes = [each for case in found["cases"] for each in case.get("passes", ())]
+    lines = iter(_aligned([list(HEAD), *map(_row, passes)]))
+    if passes:
         yield next(lines)
     for case in found["cases"]:
         yield f"{case['name']}, {case['layout']}"
-        for _ in case.get("passes", ()):
+        for each in case.get("passes", ()):
             yield next(lines)
+            if beside := _beside(each):
+                yield f"    {beside}"
         if "reason" in case:
             yield f"  FAILED, no times: {case['reason']}"
 
@@ -58,9 +59,6 @@ def _ceilings(ceilings: dict[str, Any]) -> str:
 def _row(each: dict[str, Any]) -> list[str]:
     forms, best = each["forms"], each["best_torch"]
     ours = forms["omniconv"]
-    others = (
-        f"{name} {digits(form['ms'])}" for name, form in forms.items() if form["kind"] != "form"
-    )
     return [
         f"  {each['name']}" + ("" if each["operators"] else " (torch)"),
         digits(ours["ms"]),
@@ -70,8 +68,14 @@ def _row(each: dict[str, Any]) -> list[str]:
         "-" if best is None else best.removeprefix("torch "),
         "-" if best is None else digits(forms[best]["ms"]),
         "-" if best is None else f"{each['times_torch']:.2f}x",
-        ", ".join(others),
     ]
+
+
+def _beside(each: dict[str, Any]) -> str:
+    """Peers and yardsticks: their time, and how many times ours it is."""
+    ours = each["forms"]["omniconv"]["ms"]
+    others = ((name, f["ms"]) for name, f in each["forms"].items() if f["kind"] != "form")
+    return ", ".join(f"{name} {digits(ms)} ms ({ms / ours:.2f} of ours)" for name, ms in others)
 
 
 def digits(value: float) -> str:
