@@ -36,6 +36,7 @@ _ROWS = (
 _FEW = 5
 _LATENCY = 17.3
 _UNITS = {"classify": ("accuracy", "%", 10.0, 0.5), "denoise": ("PSNR", "dB", 20.2, 0.1)}
+_RAN = {"dcls": ["dcls", "depthwise"], "involution": ["position_varying"]}
 _LAYERS = (
     ("layer1.0.conv1", 1),
     ("layer1.0.conv2", 1),
@@ -147,6 +148,7 @@ def _plan(made: list[dict[str, Any]], seeds: int, points: int, task: str) -> dic
         "limit_train": None,
         "dtype": "float32",
         "threads": 2,
+        "backend": "auto",
         "margin": _UNITS[task][3],
     }
 
@@ -184,6 +186,8 @@ def _row(
         verdict = _judge(between - half, between + half, 0.5 * share)
     verdict = verdict if seeds >= _FEW or index == 0 else "too few seeds"
     operator, arguments = _parts(label)
+    for trial in trials:
+        trial["kernels"] = _RAN.get(operator, [])
     cost = _cost(factor, operator)
     return {
         "label": label,

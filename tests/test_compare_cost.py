@@ -26,6 +26,7 @@ def measured(tmp_path_factory):
         "points": [prepared.plan.point(row) for row in prepared.plan.rows],
         "batch": 10,
         "threads": 1,
+        "backend": "auto",
         "data": str(folder / "data.pt"),
         "skip": {},
     }

@@ -132,6 +132,7 @@ def test_an_id_depends_on_all_that_numbers_depend_on_and_nothing_else(plan, monk
         {"batch_size": 17},
         {"width": 5},
         {"threads": 2},
+        {"backend": "torch"},
         {"dtype": "float64"},
         {"where": "layer1*"},
         {"backbone": "resnet14"},
@@ -171,7 +172,7 @@ def test_costs_depend_on_the_networks_and_not_on_how_long_they_are_trained(plan)
     ):
         assert id(**change) == id()
     assert id(rows=["conv(lr=3)", "weighted(lr=2)", "conv(lr=1)"]) == id()
-    for change in ({"batch_size": 3}, {"threads": 2}, {"width": 5}, {"rows": ["conv"]}):
+    for change in ({"batch_size": 3}, {"backend": "torch"}, {"width": 5}, {"rows": ["conv"]}):
         assert id(**change) != id()
 
 

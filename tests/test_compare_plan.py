@@ -16,6 +16,7 @@ from compare_tiny import install_faulty, tiny, write_idx
 from omniconv import cli
 from omniconv.compare import Refused, comparison, grammar, parse, plan_from_flags
 from omniconv.compare.prepare import prepare
+from omniconv.kernels import backend
 from omniconv.tasks import classify
 
 DEFAULT_ROWS = [
@@ -106,6 +107,16 @@ def test_flags_replace_what_the_plan_file_says(tmp_path, data):
     assert plan.optimizer.weight_decay == 1e-3
     assert plan.optimizer.schedule == "cosine"
     assert plan.rows[1].lr == 0.01
+
+
+def test_the_back_end_is_the_process_s_where_the_plan_does_not_say(data, monkeypatch):
+    assert parse(tiny(data)).backend == plan_from_flags().backend == "auto"
+    assert plan_from_flags(backend="torch").backend == "torch"
+    monkeypatch.setattr(backend, "_backend", "torch")
+    plan = parse(tiny(data, rows=["conv", "dcls"]))
+    assert plan.backend == "torch"
+    assert prepare(plan).environment["operators"]["dcls"][1] == []
+    assert plan_from_flags(backend="auto").backend == "auto"
 
 
 @pytest.mark.parametrize(
@@ -284,6 +295,7 @@ BAD_FLAGS = {
     "backbone": (["--backbone", "resnet9"], "did you mean 'resnet8'?"),
     "width": (["--width", "0"], "width must be an int of at least 1"),
     "threads": (["--threads", "0"], "threads must be an int of at least 1"),
+    "back end": (["--backend", "cuda"], "backend must be one of 'auto', 'torch', got 'cuda'"),
     "data": (["--data", "mnits5k"], "did you mean 'mnist5k'?"),
     "data folder": (["--data", "idx:/nowhere"], "must be a folder, but there is none"),
     "plan missing": (["--plan", "/nowhere.yaml"], "plan '/nowhere.yaml' must be a readable YAML"),

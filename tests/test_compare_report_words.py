@@ -9,7 +9,7 @@ import pytest
 
 from omniconv.compare.report.formats import budget, quantity, ratio, significant
 from omniconv.compare.report.headline import headline
-from omniconv.compare.report.method import statistics
+from omniconv.compare.report.method import method, statistics
 from omniconv.compare.report.read import read
 from omniconv.compare.report.verdicts import sentence
 from report_results import make_results
@@ -195,3 +195,27 @@ def test_number_formats():
         "12,000 steps",
         "soon",
     ]
+
+
+def _on_kernels(results: dict[str, Any]) -> list[str]:
+    return [sentence for sentence in method(read(results)) if "ompiled kernel" in sentence]
+
+
+def test_the_method_says_which_compiled_kernels_ran():
+    results = make_results()
+    assert _on_kernels(results) == [
+        "Compiled kernels that ran in training: dcls and depthwise in dcls; "
+        "position_varying in involution; none in conv, weighted."
+    ]
+    for row in results["rows"]:
+        for trial in row["trials"]:
+            trial["kernels"] = []
+    assert _on_kernels(results) == ["Torch computed everything: no compiled kernel ran."]
+    results["plan"]["backend"] = "torch"
+    assert _on_kernels(results) == [
+        "Torch computed everything: no compiled kernel ran, because the back end is torch."
+    ]
+    for row in results["rows"]:  # an older results.json says nothing
+        for trial in row["trials"]:
+            del trial["kernels"]
+    assert _on_kernels(results) == []

@@ -24,13 +24,14 @@ def test_a_trial_is_kept_to_the_last_bit_over_reopening(tmp_path):
         store.begin("x", {"seed": 0})
         store.add_leg("x", LEG)
         store.add_leg("x", LEG | {"at": 2})
-        store.end("x", "done", score=200 / 3, extras={"SSIM": 0.5}, pictures=pictures)
+        extras = {"SSIM": 0.5}
+        store.end("x", "done", score=200 / 3, extras=extras, pictures=pictures, kernels=["dcls"])
         assert store.trial("y") is None
     with Store(tmp_path / "new" / "folder") as store:
         trial = store.trial("x")
     assert trial is not None
     assert (trial.id, trial.status, trial.reason, trial.score) == ("x", "done", None, 200 / 3)
-    assert (trial.extras, trial.pictures) == ({"SSIM": 0.5}, pictures)
+    assert (trial.extras, trial.pictures, trial.kernels) == ({"SSIM": 0.5}, pictures, ["dcls"])
     assert trial.curve == (LEG, LEG | {"at": 2})
     assert trial.final
 
@@ -95,6 +96,20 @@ def test_a_second_driver_is_refused_and_the_first_goes_on(tmp_path):
             Store(tmp_path)
         store.begin("x", {})
     Store(tmp_path).__exit__(None, None, None)
+
+
+def test_a_store_of_the_version_before_is_brought_up_to_date(tmp_path):
+    with Store(tmp_path) as store:
+        store.begin("x", {})
+        store.end("x", "done", score=1.0)
+        store.db.executescript("ALTER TABLE trials DROP COLUMN kernels; PRAGMA user_version = 2;")
+    for _ in range(2):
+        with Store(tmp_path) as store:
+            assert store.trial("x").score == 1.0
+            assert store.trial("x").kernels is None
+            store.begin("y", {})
+            store.end("y", "done", kernels=["depthwise"])
+            assert store.trial("y").kernels == ["depthwise"]
 
 
 def _other_database(path):

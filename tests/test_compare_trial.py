@@ -16,7 +16,9 @@ from compare_tiny import tiny, write_idx
 from omniconv.compare import network, parse, pictures, trial, whole
 from omniconv.compare.optimizer import SGD, Adam
 from omniconv.compare.prepare import prepare
+from omniconv.kernels import backend
 from omniconv.models import build
+from omniconv.surgery.accelerated import AcceleratedConv2d
 from omniconv.tasks import classify
 from omniconv.tasks.dataset import FACTS
 
@@ -26,6 +28,7 @@ def _settings(monkeypatch):
     """Put back what a trial fixes for its process."""
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setattr(backend, "_backend", backend.get_backend())
     monkeypatch.setattr(torch, "set_num_interop_threads", lambda count: None)
     with torch.random.fork_rng():
         yield
@@ -120,7 +123,8 @@ def test_a_trial_that_tunes_never_sees_the_test_split(make_job, monkeypatch):
 
     monkeypatch.setattr(classify, "batches", spy)
     job = make_job(budget="1epoch")
-    assert _run(job | {"test": False})[-1] == {"event": "end", "status": "done"}
+    end = _run(job | {"test": False})[-1]
+    assert end == {"event": "end", "status": "done", "kernels": end["kernels"]}
     assert set(seen) == {"train", "validation"}
     whole.Path(job["checkpoint"]).unlink()
     _run(job)
@@ -218,6 +222,27 @@ def test_a_trial_in_double_precision(make_job):
         job["point"], whole.load_data(job["data"])[1]
     ).model.linear.weight.dtype == (torch.float64)
     assert _run(job)[-1]["status"] == "done"
+
+
+def test_a_trial_says_which_kernels_ran(make_job, monkeypatch):
+    for chosen, ran in (("auto", ["dcls"]), ("torch", [])):
+        monkeypatch.setattr(backend, "_used", set())
+        job = make_job(rows=["dcls(taps=4)"], budget="1epoch", backend=chosen)
+        *_, end = _run(job)
+        assert end["kernels"] == ran
+        assert backend.get_backend() == chosen
+        whole.Path(job["checkpoint"]).unlink()
+
+
+def test_depthwise_layers_are_accelerated_but_for_the_torch_back_end(make_job, monkeypatch):
+    dataset = whole.load_data(make_job()["data"])[1]
+    for chosen in ("auto", "torch"):
+        job = make_job(rows=["depthwise(kernel_size=5)"], backend=chosen)
+        model = network.build(job["point"], dataset).model
+        fast = [m for m in model.modules() if isinstance(m, AcceleratedConv2d)]
+        assert len(fast) == (6 if chosen == "auto" else 0)
+        found = pictures.learned_kernels(network.build(job["point"], dataset))
+        assert {entry["type"] for entry in found} == {"Conv2d"}
 
 
 def test_a_loss_that_is_no_number_is_a_diverged_trial(make_job):

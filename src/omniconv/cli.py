@@ -221,6 +221,9 @@ def compare(
     backbone: Annotated[str | None, typer.Option(help="resnet8, vgg11, dncnn9, ...")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the backbone.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of every trial.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="auto, or torch: no compiled kernels.")
+    ] = None,
     frontier: Annotated[
         bool, typer.Option(help="Add plain networks of other widths and kernel sizes.")
     ] = True,
@@ -246,6 +249,7 @@ def compare(
         backbone=backbone,
         width=width,
         threads=threads,
+        backend=backend,
     )
     code, results = run(chosen, out, progress=not as_json)
     if as_json:

@@ -22,7 +22,9 @@ from omniconv.compare import whole
 from omniconv.compare.network import build
 from omniconv.compare.refused import one_line
 from omniconv.compare.worker import Report
+from omniconv.kernels import backend
 from omniconv.operators.static_kernel import StaticKernel
+from omniconv.surgery.accelerate import accelerate_
 from omniconv.surgery.fold import fold_
 from omniconv.tasks.task import TaskData
 
@@ -51,11 +53,12 @@ class _Candidate:
 def work(job: Mapping[str, Any], report: Report) -> None:
     """Measure.
 
-    The job has ``points`` (one per row), ``batch``, ``threads``, the path ``data``, and ``skip``:
-    row index -> reason, for rows that brought an earlier process down. Events: ``row`` before a
-    row's first run, ``times`` before the clocks start, and ``end`` with ``rows``, one mapping of
-    costs or ``{"reason": ...}`` each.
+    The job has ``points`` (one per row), ``batch``, ``threads``, ``backend``, the path ``data``,
+    and ``skip``: row index -> reason, for rows that brought an earlier process down. Events:
+    ``row`` before a row's first run, ``times`` before the clocks start, and ``end`` with ``rows``,
+    one mapping of costs or ``{"reason": ...}`` each.
     """
+    backend.set_backend(job["backend"])
     torch.set_num_threads(job["threads"])
     torch.set_num_interop_threads(1)
     task, data = whole.load_data(Path(job["data"]))
@@ -92,6 +95,8 @@ def _candidate(
     backward = count_flops(trained.train(), images, backward=True).backward
     # a layer that leaves entries of its kernel out is dearer as a plain convolution
     forms = [fold_(copy.deepcopy(trained)).eval(), copy.deepcopy(trained).eval()]
+    if point["backend"] != "torch":
+        accelerate_(forms[0])
     with torch.no_grad():
         flops = [count_flops(form, images[:1]).forward for form in forms]
     forward, deployed = min(flops), forms[flops.index(min(flops))]

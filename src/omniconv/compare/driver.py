@@ -55,7 +55,8 @@ def _cost_job(schedule: Schedule) -> dict[str, Any]:
         point["row"] = {k: v for k, v in point["row"].items() if k not in ("lr", "search")}
         for name in ("budget", "optimizer"):
             del point[name]
-    return {"points": points, "batch": plan.batch_size, "threads": plan.threads}
+    shared = {"batch": plan.batch_size, "threads": plan.threads, "backend": plan.backend}
+    return {"points": points, **shared}
 
 
 def drive(schedule: Schedule, store: Store, out: Path) -> Generator[Event]:

@@ -50,16 +50,16 @@ OWN = {
 }
 
 
-def environment(operators: Iterable[str]) -> dict[str, Any]:
+def environment(operators: Iterable[str], back_end: str = "auto") -> dict[str, Any]:
     """Everything here that numbers depend on, the job and its data aside.
 
-    That is: the source of omniconv and of the operators, the kernels that they run on here
-    (built now where they are not yet), versions, CPU capability.
+    That is: the source of omniconv and of the operators, the kernels that their networks run on
+    here with this back end (built now where they are not yet), versions, CPU capability.
     """
     names = sorted(set(operators))
     return {
         "source": {kind: _source(kind) for kind in OWN},
-        "operators": {name: [_operator_source(name), _kernels(name)] for name in names},
+        "operators": {name: [_operator_source(name), _kernels(name, back_end)] for name in names},
         "torch": torch.__version__,
         "numpy": np.__version__,
         "omniconv": omniconv.__version__,
@@ -120,11 +120,12 @@ def _operator_source(name: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else ""
 
 
-def _kernels(name: str) -> list[str]:
-    """The kernels of an operator that run here."""
-    if name in (PLAIN, DEPTHWISE) or backend.get_backend() == "torch":
+def _kernels(name: str, back_end: str) -> list[str]:
+    """The kernels that run here in an operator's network, which is accelerated."""
+    if back_end == "torch":
         return []
-    return [kernel for kernel in card(name).kernels if backend.load(kernel).path]
+    own = () if name in (PLAIN, DEPTHWISE) else card(name).kernels
+    return [kernel for kernel in sorted({*own, "depthwise"}) if backend.load(kernel).path]
 
 
 def machine(threads: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from omniconv import models
 from omniconv.compare.rows import DEPTHWISE, PLAIN
 from omniconv.core import args
+from omniconv.surgery.accelerate import accelerate_
 from omniconv.surgery.swap import MixerPointwise, swap_
 from omniconv.surgery.where import name as named
 from omniconv.tasks.task import TaskData
@@ -112,6 +113,8 @@ def _build(point: Mapping[str, Any], data: TaskData, device: str) -> Network:
         report = swap_(model, operator, where, from_weights=False, **arguments)
         layers = [asdict(layer) for layer in report.layers]
     model.to(getattr(torch, point["dtype"]))
+    if point["backend"] != "torch":
+        accelerate_(model)
     return Network(model, paths, layers)
 
 

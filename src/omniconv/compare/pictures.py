@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from omniconv.analysis.grad_cam import grad_cam
 from omniconv.analysis.receptive_field import area, effective_receptive_field
 from omniconv.compare.network import Network
+from omniconv.surgery.accelerated import plain_type
 from omniconv.surgery.swap import MixerPointwise
 from omniconv.tasks.task import Task, TaskData
 
@@ -114,7 +115,7 @@ def _kernels(path: str, module: nn.Module) -> dict[str, Any]:
     if isinstance(layer, nn.Conv2d):
         weight = layer.weight.detach().float()[:MOST_KERNELS, 0]
         found = [[[_short(v) for v in line] for line in kernel] for kernel in weight.tolist()]
-    return {"layer": path, "type": type(layer).__name__, "kernels": found}
+    return {"layer": path, "type": plain_type(layer).__name__, "kernels": found}
 
 
 def _short(value: float) -> float:

@@ -20,6 +20,7 @@ from omniconv.compare.refused import refusing
 from omniconv.compare.rows import Row, check_keys
 from omniconv.compare.worker import LONGEST
 from omniconv.core import args
+from omniconv.kernels.backend import BACKENDS, get_backend
 from omniconv.tasks.task import TASKS, find
 
 __all__ = [
@@ -126,6 +127,8 @@ class Plan:
         limit_train: Number of train samples that are used; None for all.
         dtype: Of parameters and activations.
         threads: Of every trial.
+        backend: ``auto``, compiled kernels wherever there are any, or ``torch``, none; left out,
+            that of the process.
         time_limit: Seconds after which a trial is given up.
         margin: Smallest difference that matters; None for the metric's own.
     """
@@ -146,6 +149,7 @@ class Plan:
     limit_train: int | None
     dtype: str
     threads: int
+    backend: str
     time_limit: float
     margin: float | None
 
@@ -165,7 +169,7 @@ class Plan:
 
     def point(self, row: Row, budget: Budget | None = None) -> dict[str, Any]:
         """What the numbers of a row depend on, the seed and the data's content aside."""
-        kept = ("task", "backbone", "width", "where", "batch_size", "dtype", "threads")
+        kept = ("task", "backbone", "width", "where", "batch_size", "dtype", "threads", "backend")
         shared = {name: getattr(self, name) for name in kept}
         optimizer = asdict(self.optimizer)
         del optimizer["lr"]
@@ -189,6 +193,7 @@ def from_flags(
     backbone: str | None = None,
     width: int | None = None,
     threads: int | None = None,
+    backend: str | None = None,
 ) -> Plan:
     """The plan that the command line describes: a plan file, or the shipped one, then flags.
 
@@ -204,6 +209,7 @@ def from_flags(
         backbone: As :attr:`Plan.backbone`.
         width: As :attr:`Plan.width`.
         threads: As :attr:`Plan.threads`.
+        backend: As :attr:`Plan.backend`.
 
     Raises:
         Refused: A value is malformed; one sentence names it.
@@ -216,6 +222,7 @@ def from_flags(
         "backbone": backbone,
         "width": width,
         "threads": threads,
+        "backend": backend,
     }
     values |= {name: value for name, value in given.items() if value is not None}
     with refusing():
@@ -277,6 +284,7 @@ def parse(values: Mapping[str, Any]) -> Plan:
             limit_train=None if limit is None else args.positive_int("limit_train", limit),
             dtype=args.choice("dtype", given["dtype"], DTYPES),
             threads=args.integer("threads", given["threads"], 1, MOST_THREADS),
+            backend=args.choice("backend", given.get("backend", get_backend()), BACKENDS),
             time_limit=args.real("time_limit", given["time_limit"], 0.0, LONGEST, exclusive=True),
             margin=None if margin is None else args.real("margin", margin, 0.0),
         )

@@ -114,7 +114,7 @@ def prepare(wanted: Plan, dataset: TaskData | None = None) -> Prepared:
         "sizes": dataset.sizes,
         "hash": f"sha256:{dataset.hash}",
     }
-    environment = identity.environment(row.operator for row in rows)
+    environment = identity.environment((row.operator for row in rows), wanted.backend)
     whole = replace(wanted, rows=tuple(rows))
     swaps = tuple(network.swap for network in networks)
     extents = tuple(network.extents for network in networks)

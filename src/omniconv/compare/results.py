@@ -97,6 +97,7 @@ def _trial(id: str, seed: int, trial: Trial | None) -> dict[str, Any]:
         "score": None if trial is None else trial.score,
         "validation_score": curve[-1]["validation_score"] if curve else None,
         "seconds": sum(leg["seconds"] for leg in curve) if curve else None,
+        "kernels": None if trial is None else trial.kernels,
         "curve": curve,
     }
 

@@ -22,7 +22,7 @@ from omniconv.compare.refused import Refused
 __all__ = ["Store", "Trial"]
 
 APPLICATION = 0x6F636D70
-VERSION = 2
+VERSION = 3
 SCHEMA = f"""
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {VERSION};
@@ -33,7 +33,8 @@ CREATE TABLE trials (
     reason TEXT,
     score REAL,
     extras TEXT,
-    pictures TEXT
+    pictures TEXT,
+    kernels TEXT
 );
 CREATE TABLE legs (
     trial TEXT NOT NULL REFERENCES trials (id),
@@ -53,6 +54,9 @@ CREATE TABLE plans (
     content TEXT NOT NULL UNIQUE
 );
 """
+UPGRADE = f"ALTER TABLE trials ADD COLUMN kernels TEXT; PRAGMA user_version = {VERSION};"
+"""Of a store of the version before."""
+
 LEG = ("at", "train_loss", "validation_loss", "validation_score", "seconds")
 
 
@@ -67,6 +71,7 @@ class Trial:
     extras: dict[str, float] | None
     pictures: dict[str, Any] | None
     curve: tuple[dict[str, Any], ...]
+    kernels: list[str] | None = None
 
     @property
     def final(self) -> bool:
@@ -132,11 +137,13 @@ class Store:
             return True
         if application != APPLICATION:
             raise Refused(f"{wanted}, but it is a database of something else")
-        if version != VERSION:
+        if version not in (VERSION - 1, VERSION):
             raise Refused(f"{wanted} of version {VERSION}, got version {version}")
         (found,) = db.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise Refused(f"{wanted}, but it is damaged: {' '.join(found.split())}")
+        if version != VERSION:
+            db.executescript(f"BEGIN; {UPGRADE} COMMIT;")
         return False
 
     def __enter__(self) -> Self:
@@ -154,7 +161,8 @@ class Store:
     def trial(self, id: str) -> Trial | None:
         """The trial with its curve, if there is one."""
         found = self.db.execute(
-            "SELECT id, status, reason, score, extras, pictures FROM trials WHERE id = ?", (id,)
+            "SELECT id, status, reason, score, extras, pictures, kernels FROM trials WHERE id = ?",
+            (id,),
         ).fetchone()
         if found is None:
             return None
@@ -163,8 +171,8 @@ class Store:
         )
         curve = tuple(dict(zip(LEG, row, strict=True)) for row in rows)
         id, status, reason, score, *others = found
-        extras, pictures = (json.loads(text or "null") for text in others)
-        return Trial(id, status, reason, score, extras, pictures, curve)
+        extras, pictures, kernels = (json.loads(text or "null") for text in others)
+        return Trial(id, status, reason, score, extras, pictures, curve, kernels)
 
     def begin(self, id: str, point: Mapping[str, Any]) -> None:
         """The trial is running; what a failed one left is kept."""
@@ -191,12 +199,13 @@ class Store:
         score: float | None = None,
         extras: dict[str, float] | None = None,
         pictures: dict[str, Any] | None = None,
+        kernels: list[str] | None = None,
     ) -> None:
         """The trial has ended."""
         self.db.execute(
-            "UPDATE trials SET status = ?, reason = ?, score = ?, extras = ?, pictures = ? "
-            "WHERE id = ?",
-            (status, reason, score, json.dumps(extras), json.dumps(pictures), id),
+            "UPDATE trials SET status = ?, reason = ?, score = ?, extras = ?, pictures = ?, "
+            "kernels = ? WHERE id = ?",
+            (status, reason, score, *map(json.dumps, (extras, pictures, kernels)), id),
         )
 
     def add_plan(self, content: Mapping[str, Any]) -> None:

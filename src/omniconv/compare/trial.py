@@ -8,7 +8,7 @@ paths ``data`` and ``checkpoint``. A leg is an epoch, or a tenth of a budget in 
   ``validation_score``, ``seconds``; those before a checkpoint are reported again;
 - ``step``: ``done``, the share of the training that is behind it, a few times a second;
 - ``end``: ``status`` done with ``score``, ``extras`` and ``pictures`` (None without ``test``), or
-  diverged with ``reason``.
+  diverged with ``reason``; and ``kernels``, the names of the compiled kernels that ran.
 
 A leg is reported after its checkpoint is on disk. A trial that finds its checkpoint goes on behind
 it and ends in the same numbers, to the last bit.
@@ -31,6 +31,7 @@ from omniconv.compare.optimizer import OPTIMIZERS
 from omniconv.compare.pictures import pictures
 from omniconv.compare.worker import Report
 from omniconv.core.params import constrain_, param_groups
+from omniconv.kernels import backend
 
 __all__ = ["work"]
 
@@ -49,9 +50,10 @@ def work(job: Mapping[str, Any], report: Report) -> None:
             report({"event": "leg", **record})
         for end in trial.legs[len(trial.curve) :]:
             report({"event": "leg", **trial.leg(end, report)})
-        report({"event": "end", "status": "done", **(trial.finish() if job["test"] else {})})
+        end = {"status": "done", **(trial.finish() if job["test"] else {})}
     except Diverged as error:
-        report({"event": "end", "status": "diverged", "reason": str(error)})
+        end = {"status": "diverged", "reason": str(error)}
+    report({"event": "end", **end, "kernels": backend.used()})
 
 
 class _Trial:
@@ -60,6 +62,7 @@ class _Trial:
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.point = point = job["point"]
         _fix(point["threads"])
+        backend.set_backend(point["backend"])
         self.task, self.data = whole.load_data(Path(job["data"]))
         torch.manual_seed(job["seed"])
         self.order = torch.Generator().manual_seed(job["seed"])

@@ -60,7 +60,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run; `curve` holds (epoch or step, validation score)."""
+    """One training run; `curve` holds (epoch or step, validation score).
+
+    `ran` names the compiled kernels that ran, None where that was not recorded.
+    """
 
     id: str
     seed: int | None
@@ -69,6 +72,7 @@ class Trial:
     score: float | None
     validation: float | None
     seconds: float | None
+    ran: tuple[str, ...] | None
     curve: tuple[tuple[float, float], ...]
 
 
@@ -197,6 +201,12 @@ class Row:
     def detail(self) -> str:
         """The arguments of the label."""
         return self.label[len(self.name) :].removeprefix("(").removesuffix(")")
+
+    @property
+    def ran(self) -> tuple[str, ...] | None:
+        """The compiled kernels that ran in any of its trials; None where that is not known."""
+        known = [trial.ran for trial in self.trials if trial.ran is not None]
+        return tuple(sorted(set().union(*known))) if known else None
 
     @property
     def seconds(self) -> float | None:

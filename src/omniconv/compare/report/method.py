@@ -49,6 +49,9 @@ def method(page: Comparison) -> list[str]:
         + (f", threads {threads}" if threads else "")
         + f"{allocator}."
     )
+    ran = _kernels(page)
+    if ran:
+        points.append(ran)
     if metric.chance is not None:
         points.append(
             "A seed that diverges counts as a network that has learned nothing, "
@@ -67,6 +70,21 @@ def method(page: Comparison) -> list[str]:
         + (f"; latency is after folding to a plain convolution for {folded}." if folded else ".")
     )
     return points
+
+
+def _kernels(page: Comparison) -> str:
+    """Which compiled kernels ran where; empty where no trial says."""
+    groups: dict[tuple[str, ...], dict[str, None]] = {}
+    for row in page.rows:
+        if row.ran is not None:
+            groups.setdefault(row.ran, {})[row.name] = None
+    nowhere = groups.pop((), {})
+    if groups:
+        parts = [f"{' and '.join(names)} in {', '.join(where)}" for names, where in groups.items()]
+        parts += [f"none in {', '.join(nowhere)}"] if nowhere else []
+        return f"Compiled kernels that ran in training: {'; '.join(parts)}."
+    off = ", because the back end is torch" if page.plan.get("backend") == "torch" else ""
+    return f"Torch computed everything: no compiled kernel ran{off}." if nowhere else ""
 
 
 def _batch(page: Comparison) -> str:

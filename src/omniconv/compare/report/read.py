@@ -173,6 +173,7 @@ def _trial(trial: Mapping[str, Any]) -> Trial:
         (number(point.get("at")), number(point.get("validation_score")))
         for point in trial.get("curve") or ()
     )
+    ran = trial.get("kernels")
     return Trial(
         id=_text(trial.get("id")),
         seed=_integer(trial.get("seed")),
@@ -181,6 +182,7 @@ def _trial(trial: Mapping[str, Any]) -> Trial:
         score=number(trial.get("score")),
         validation=number(trial.get("validation_score")),
         seconds=number(trial.get("seconds")),
+        ran=None if ran is None else tuple(_text(name) for name in ran),
         curve=tuple((x, y) for x, y in pairs if x is not None and y is not None),
     )
 
