@@ -1,9 +1,10 @@
-"""Run every benchmark of this folder, or those named, one after the other.
+"""Run every benchmark of this folder and ``omniconv bench``, or those named, one after the other.
 
     python benchmarks/run.py [NAME ...] [--save FOLDER]
 
 Each runs in a process of its own and prints its table; ``--save`` keeps its JSON as
-``FOLDER/NAME.json`` instead. Close other programs first: quote ratios, not milliseconds.
+``FOLDER/NAME.json`` instead, and the kernels' figures in their histories there. Close other
+programs first: quote ratios, not milliseconds.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
+KERNELS = "kernels"
+BENCH = (sys.executable, "-m", "omniconv", "bench")
 
 
 def main() -> int:
     """Run them; the exit code is 1 if one failed."""
     names = sorted(p.stem for p in HERE.glob("*.py") if p.stem != Path(__file__).stem)
+    names.append(KERNELS)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(names))
     parser.add_argument("--save", type=Path, metavar="FOLDER")
@@ -29,7 +33,10 @@ def main() -> int:
     for name in options.names or names:
         print(f"== {name}", flush=True)
         command = [sys.executable, str(HERE / f"{name}.py")]
-        if options.save is None:
+        if name == KERNELS:
+            keep = ["--save", str(options.save)] if options.save else []
+            code = subprocess.run([*BENCH, *keep], check=False).returncode
+        elif options.save is None:
             code = subprocess.run(command, check=False).returncode
         else:
             options.save.mkdir(parents=True, exist_ok=True)
