@@ -27,7 +27,7 @@ from omniconv.kernels.cache import find as cached
 __all__ = ["KERNELS", "CannotBuild", "compile_to", "compiler", "find", "library", "wheel_name"]
 
 HERE = Path(__file__).parent
-KERNELS = ("dcls", "depthwise", "position_varying")
+KERNELS = ("dcls", "deform", "depthwise", "position_varying")
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = (
     "-std=c++17",

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from omniconv.core import args
 from omniconv.kernels.backend import is_direct, kernel_for
-from omniconv.kernels.build import KERNELS
 from omniconv.kernels.deform import ops
 from omniconv.kernels.deform.reference import deform_reference, output_size
 
@@ -94,8 +93,7 @@ def deform(
     _check(x, offset, mask, weight, bias, window, groups, offset_groups)
     arguments = (x, offset, mask, weight, bias, *window, groups, offset_groups)
     tensors = [t for t in arguments[:5] if t is not None]
-    ready = "deform" in KERNELS and dim in SIZES
-    if ready and kernel_for("deform", *tensors, gpu_dtypes=GPU_DTYPES):
+    if dim in SIZES and kernel_for("deform", *tensors, gpu_dtypes=GPU_DTYPES):
         run = ops.deform_direct if is_direct(*tensors) else ops.deform
         return run(*arguments)
     return deform_reference(*arguments)
