@@ -13,12 +13,16 @@ namespace {
 template <class T>
 struct Line {
   const Value<T>*h, *x;
-  int64_t n;
 };
 
 // between entries of h, of x, of what the sums start from, of the sums
 struct Steps {
   int64_t h, x, start, out;
+};
+
+// n entries of every line, from these on
+struct Part {
+  int64_t h, x, n;
 };
 
 // N entries of h for P sums; an entry of x is read once. Few sums are kept Q times, so that
@@ -41,13 +45,14 @@ INLINE void add(
 // out[a] = start[a] + sum over lines and k < n of h[k] x[a + k], for a < P
 template <class T, int P, bool UNIT>
 CLONES void correlate(
-    const Line<T>* line, int64_t count, const Steps& step, const Value<T>* start, Value<T>* out) {
+    const Line<T>* line, int64_t count, const Part& part, const Steps& step,
+    const Value<T>* start, Value<T>* out) {
   constexpr int Q = P > 8 ? 1 : P > 3 ? 2 : 4;
   Value<T> sum[Q][P] = {};
   const int64_t h_step = step.h, x_step = step.x;
   for (; count > 0; count--, line++) {
-    const Value<T>*h = line->h, *x = line->x;
-    int64_t n = line->n;
+    const Value<T>*h = line->h + part.h, *x = line->x + part.x;
+    int64_t n = part.n;
     for (; n >= 4; n -= 4, h += 4 * h_step, x += 4 * x_step)
       add<T, P, Q, 4, UNIT>(sum, h, h_step, x, x_step);
     if (n == 3) add<T, P, Q, 3, UNIT>(sum, h, h_step, x, x_step);
@@ -65,7 +70,7 @@ CLONES void correlate(
 
 template <class T>
 using Correlate = void (*)(
-    const Line<T>*, int64_t, const Steps&, const Value<T>*, Value<T>*);
+    const Line<T>*, int64_t, const Part&, const Steps&, const Value<T>*, Value<T>*);
 
 constexpr int64_t WIDEST = 16;  // sums of a tile
 

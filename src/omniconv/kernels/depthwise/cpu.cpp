@@ -133,16 +133,6 @@ Vectors<Exact<S>> spread(const Images<const S>& t, const Blocks& blocks, const B
 // vectors of work that are worth another thread
 constexpr int64_t GRAIN = 20000;
 
-int64_t taps_of(const Band& band, const Geometry& g) {
-  int64_t found = band.out.range[g.inner].size() * band.h.range[g.inner].size();
-  for (const auto& rows : band.rows) {
-    int64_t pairs = 0;
-    for (const auto& row : rows) pairs += int64_t(row.size());
-    found *= pairs;
-  }
-  return found + band.x.size() + band.out.size();
-}
-
 template <class S>
 void convolve(
     const Geometry& g, Pass pass, const Tensor& out_, const Tensor& h_, const Tensor& x_,
@@ -152,7 +142,7 @@ void convolve(
   const Images<const S> h(h_), x(x_);
   const Blocks blocks(out.batch, out.channels, Lanes<T>::count, !out.last && !x.last);
   const int64_t shared = out.channels / x.channels, taps = h.places();
-  const std::vector<Band> all = bands(g, pass);
+  const std::vector<Band<T>> all = bands<T>(g, pass);
   const Vectors<T> kernels = spread(h, blocks, all[0].h);
   const Vectors<T> starts = vectors<T>(blocks.kinds);
   const S* bias = bias_ ? static_cast<const S*>(bias_->const_data_ptr()) : nullptr;
@@ -161,23 +151,41 @@ void convolve(
     reinterpret_cast<T*>(starts.get())[i] = bias && channel >= 0 ? get(bias + channel) : T(0);
   }
   int64_t most = 0, results = 0;
-  for (const Band& band : all) {
+  for (const Band<T>& band : all) {
     most = std::max(most, band.x.size());
     results = std::max(results, band.out.size());
   }
   const int64_t pieces = int64_t(all.size());
   const int64_t jobs = blocks.kinds * blocks.repeats * pieces;
-  const int64_t grain = GRAIN / taps_of(all[0], g) + 1;
+  const int64_t grain = GRAIN / all[0].work() + 1;
   torch::stable::parallel_for(0, jobs, grain, [&](int64_t job, int64_t last) {
     const Vectors<T> in = vectors<T>(most), found = vectors<T>(results);
-    std::vector<Line<T>> lines;
     for (; job < last; job++) {
-      const Band& band = all[job % pieces];
+      const auto source = [&](int64_t number) {
+        return blocks.planes(x, shared, number / pieces / blocks.kinds, number / pieces % blocks.kinds);
+      };
+      const Band<T>& band = all[job % pieces];
       const int64_t kind = job / pieces % blocks.kinds, repeat = job / pieces / blocks.kinds;
-      fill(blocks.planes(x, shared, repeat, kind), x.size, band.x, in.get());
+      fill(source(job), x.size, band.x, in.get());
+      const Planes<const S> next = source(job + 1);
+      const Planes<S> target = blocks.planes(out, 1, repeat, kind);
+      const Box& then = all[(job + 1) % pieces].x;
+      // vectors that lie in the tensor as they are computed need not be copied
+      const bool here = std::is_same_v<S, T> && target.neighbours && target.step[2] % blocks.lanes == 0 && reinterpret_cast<uintptr_t>(target.lane[0]) % sizeof(Value<T>) == 0;
+      int64_t step[3];
+      Value<T>* to = found.get();
+      for (int i = 0; i < 3; i++) step[i] = here ? target.step[i] / blocks.lanes : band.out.step(i);
+      if (here) {
+        to = reinterpret_cast<Value<T>*>(target.lane[0]);
+        for (int i = 0; i < 3; i++) to += band.out.range[i].first * step[i];
+      }
       correlate_band<T>(
-          g, band, kernels.get() + kind * taps, in.get(), starts.get() + kind, found.get(), lines);
-      empty(blocks.planes(out, 1, repeat, kind), out.size, band.out, found.get());
+          g, band, kernels.get() + kind * taps, in.get(), starts.get() + kind, to, step,
+          [&](int64_t part, int64_t parts) {
+            if (job + 1 < last) fetch<false>(next, x.size, then, part, parts);
+            if (!here) fetch<true>(target, out.size, band.out, part, parts);
+          });
+      if (!here) empty(target, out.size, band.out, found.get());
     }
   });
 }
@@ -190,29 +198,39 @@ void gradient_of_kernels(
   const Images<const S> h(h_), x(x_);
   const Blocks blocks(h.batch, h.channels, Lanes<T>::count, !h.last && !x.last);
   const int64_t shared = h.channels / x.channels, taps = out.places();
-  const std::vector<Band> all = bands(g, by_weight);
+  const std::vector<Band<T>> all = bands<T>(g, by_weight);
   int64_t most_h = 0, most_x = 0;
-  for (const Band& band : all) {
+  for (const Band<T>& band : all) {
     most_h = std::max(most_h, band.h.size());
     most_x = std::max(most_x, band.x.size());
   }
+  const int64_t pieces = int64_t(all.size());
   // parts of the batch, as many as the shapes say
   const int64_t parts = std::clamp<int64_t>(32 / blocks.kinds, 1, std::max<int64_t>(blocks.repeats, 1));
   const int64_t jobs = blocks.kinds * parts;
   const Vectors<T> sums = vectors<T>(jobs * taps);
+  const int64_t step[3] = {out.size[1] * out.size[2], out.size[2], 1};
   std::fill(sums.get(), sums.get() + jobs * taps, Value<T>{});
   torch::stable::parallel_for(0, jobs, 1, [&](int64_t job, int64_t last) {
     const Vectors<T> grad = vectors<T>(most_h), in = vectors<T>(most_x);
-    std::vector<Line<T>> lines;
     for (; job < last; job++) {
       const int64_t kind = job / parts, part = job % parts;
-      for (int64_t repeat = part; repeat < blocks.repeats; repeat += parts)
-        for (const Band& band : all) {
-          fill(blocks.planes(h, 1, repeat, kind), h.size, band.h, grad.get());
-          fill(blocks.planes(x, shared, repeat, kind), x.size, band.x, in.get());
-          correlate_band<T>(
-              g, band, grad.get(), in.get(), nullptr, sums.get() + job * taps, lines);
-        }
+      const int64_t steps = (blocks.repeats - part + parts - 1) / parts * pieces;
+      for (int64_t i = 0; i < steps; i++) {
+        const int64_t repeat = part + i / pieces * parts, later = part + (i + 1) / pieces * parts;
+        const Band<T>&band = all[i % pieces], &then = all[(i + 1) % pieces];
+        fill(blocks.planes(h, 1, repeat, kind), h.size, band.h, grad.get());
+        fill(blocks.planes(x, shared, repeat, kind), x.size, band.x, in.get());
+        const auto next_h = blocks.planes(h, 1, later, kind);
+        const auto next_x = blocks.planes(x, shared, later, kind);
+        correlate_band<T>(
+            g, band, grad.get(), in.get(), nullptr, sums.get() + job * taps, step,
+            [&](int64_t row, int64_t rows) {
+              if (i + 1 == steps) return;
+              fetch<false>(next_h, h.size, then.h, row, rows);
+              fetch<false>(next_x, x.size, then.x, row, rows);
+            });
+      }
     }
   });
   std::vector<T> total(taps);

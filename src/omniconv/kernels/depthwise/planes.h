@@ -162,4 +162,21 @@ void empty(const Planes<S>& p, const int64_t* size, const Box& box, const Value<
   }
 }
 
+// Fetch the part'th of `parts` of a box's planes into the caches.
+template <bool WRITE, class S>
+INLINE void fetch(
+    const Planes<S>& p, const int64_t* size, const Box& box, int64_t part, int64_t parts) {
+  const Range z = box.range[0].both({0, size[0]}), y = box.range[1].both({0, size[1]});
+  const int64_t first = z.first * size[1] + y.first, last = (z.last - 1) * size[1] + y.last;
+  const int64_t low = (first + (last - first) * part / parts) * p.step[1];
+  const int64_t high = (first + (last - first) * (part + 1) / parts) * p.step[1];
+  const int64_t line = 64 / int64_t(sizeof(S));
+  if (p.step[2] == 1)
+    for (int64_t l = 0; l < p.count; l++)
+      for (int64_t at = low; at < high; at += line) __builtin_prefetch(p.lane[l] + at, WRITE, 2);
+  else if (p.neighbours)
+    for (int64_t at = low; at < high; at += p.step[2])
+      __builtin_prefetch(p.lane[0] + at, WRITE, 2);
+}
+
 }  // namespace
