@@ -2,6 +2,8 @@
 
 from omniconv.operators.dynamic.condconv import cond_conv as cond_conv
 from omniconv.operators.standard.dcls import dcls_kernel as dcls_kernel
+from omniconv.operators.deformable.dcnv3 import deform_aggregate as deform_aggregate
+from omniconv.operators.deformable.deform import deform_conv as deform_conv
 from omniconv.operators.super_resolution.sub_pixel import depth_to_space as depth_to_space
 from omniconv.operators.masked.gated import gated_conv as gated_conv
 from omniconv.operators.hypercomplex.phc import hypercomplex_kernel as hypercomplex_kernel
