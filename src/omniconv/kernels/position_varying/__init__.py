@@ -14,7 +14,7 @@ from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.position_varying import ops
 from omniconv.kernels.position_varying.reference import position_varying_reference
 
-__all__ = ["check_weight", "position_varying"]
+__all__ = ["parse", "position_varying"]
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,17 +52,7 @@ def position_varying(
         TypeError: ``x`` or ``weight`` is no floating-point tensor, or their dtypes differ.
         ValueError: Shapes, devices or arguments do not fit.
     """
-    check_floating("x", x)
-    dim = x.dim() - 2
-    if dim not in (1, 2, 3):
-        raise ValueError(
-            f"x must have 3, 4 or 5 axes (batch, channels, 1 to 3 spatial), "
-            f"got shape {tuple(x.shape)}"
-        )
-    steps = args.ntuple("stride", stride, dim, 1)
-    spread = args.ntuple("dilation", dilation, dim, 1)
-    pads = _pads(padding, dim)
-    check_weight("weight", weight, x, steps, pads, spread)
+    steps, pads, spread = parse("weight", x, weight, stride, padding, dilation)
     softmax = args.boolean("softmax", softmax)
     if kernel_for("position_varying", x, weight, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES):
         direct = x.device.type == "cpu" and is_direct(x, weight)
@@ -86,36 +76,49 @@ def _pads(padding: Any, dim: int) -> tuple[int, ...]:
     )
 
 
-def check_weight(
+def parse(
     name: str,
+    x: Any,
     weight: Any,
-    x: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
     shared: bool = True,
-) -> None:
-    """Refuse weights that do not fit.
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Check the arguments of :func:`position_varying`.
 
     Args:
-        name: What the messages call them.
-        weight: See :func:`position_varying`.
-        x: (B, C, *S), D spatial axes.
-        stride: D ints.
-        padding: 2D ints.
-        dilation: D ints.
+        name: What the messages call ``weight``.
+        x: See :func:`position_varying`, and so the others.
+        weight: The weights.
+        stride: Steps between positions.
+        padding: Zeros around x.
+        dilation: Steps between taps.
         shared: Whether one set of weights may serve the whole batch.
 
+    Returns:
+        Stride, padding (lo, hi of every axis, one after the other) and dilation.
+
     Raises:
-        TypeError: No floating-point tensor, or not of the dtype of ``x``.
-        ValueError: Its device or shape does not fit.
+        TypeError: As :func:`position_varying`.
+        ValueError: As :func:`position_varying`.
     """
+    check_floating("x", x)
     check_floating(name, weight)
+    dim = x.dim() - 2
+    if dim not in (1, 2, 3):
+        raise ValueError(
+            f"x must have 3, 4 or 5 axes (batch, channels, 1 to 3 spatial), "
+            f"got shape {tuple(x.shape)}"
+        )
+    steps = args.ntuple("stride", stride, dim, 1)
+    spread = args.ntuple("dilation", dilation, dim, 1)
+    pads = _pads(padding, dim)
     if weight.dtype != x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
     if weight.device != x.device:
         raise ValueError(f"{name} must be on the device of x, {x.device}, got {weight.device}")
-    shape, batch, dim = tuple(weight.shape), x.shape[0], len(stride)
+    shape, batch = tuple(weight.shape), x.shape[0]
     fits = len(shape) == 2 + 2 * dim and 0 not in shape[1:]
     if not fits or not (shape[0] == batch or (shared and shape[0] == 1)):
         raise ValueError(
@@ -128,10 +131,8 @@ def check_weight(
             f"got {shape[1]}"
         )
     size = tuple(
-        (n + padding[2 * a] + padding[2 * a + 1] - d * (k - 1) - 1) // s + 1
-        for a, (n, k, s, d) in enumerate(
-            zip(x.shape[2:], shape[2 : 2 + dim], stride, dilation, strict=True)
-        )
+        (n + pads[2 * a] + pads[2 * a + 1] - spread[a] * (shape[2 + a] - 1) - 1) // steps[a] + 1
+        for a, n in enumerate(x.shape[2:])
     )
     if shape[2 + dim :] != size:
         raise ValueError(
@@ -139,3 +140,4 @@ def check_weight(
             f"{tuple(x.shape[2:])} and {name} of size {shape[2 : 2 + dim]}, "
             f"got {shape[2 + dim :]}"
         )
+    return steps, pads, spread
