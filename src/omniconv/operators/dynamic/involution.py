@@ -26,7 +26,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -35,11 +34,12 @@ from torch import Tensor, nn
 
 from omniconv.core import args
 from omniconv.core.card import Card, ErrorInput, Sample
-from omniconv.core.geometry import ConvArguments, check_floating, check_input
-from omniconv.core.layer import ConvLayer, new_parameter, plain_class, transfer
+from omniconv.core.geometry import ConvArguments, check_input
+from omniconv.core.layer import new_parameter
 from omniconv.core.registry import register
+from omniconv.kernels.position_varying import parse, position_varying
 from omniconv.math.naive import at, windows
-from omniconv.math.shift import shifted
+from omniconv.operators.position_mixer import PositionMixer, aggregation_flops, at_most
 
 __all__ = ["Involution1d", "Involution2d", "Involution3d", "involution"]
 
@@ -60,18 +60,20 @@ def involution(
     kernels: Tensor,
     stride: int | tuple[int, ...] = 1,
     dilation: int | tuple[int, ...] = 1,
+    padding: int | Sequence[int] | Sequence[Sequence[int]] = 0,
 ) -> Tensor:
     r"""Apply one kernel per position, shared by the channels of a group.
 
     .. math::
-        y[b, c, p] = \sum_q kernels[b, g(c), q, p]\; x[b, c, p \cdot stride + q \cdot dilation]
+        y[b, c, p] = \sum_q kernels[b, g(c), q, p]\; x[b, c, p \cdot stride - lo + q \cdot dilation]
 
     Args:
-        x: (B, C, \*S), padded already; one to three spatial axes.
+        x: (B, C, \*S); one to three spatial axes.
         kernels: (B, groups, \*kernel_size, \*S'), where groups divides C and S' is the output size
-            (S - dilation (kernel_size - 1) - 1) // stride + 1.
+            (S + lo + hi - dilation (kernel_size - 1) - 1) // stride + 1.
         stride: Steps between positions, an int or one per axis.
         dilation: Steps between taps, an int or one per axis.
+        padding: Zeros around x: an int, one per axis, or a pair (lo, hi) per axis.
 
     Returns:
         (B, C, \*S'), in the dtype of ``x``; half-precision products are summed in float32.
@@ -80,59 +82,8 @@ def involution(
         TypeError: ``x`` or ``kernels`` is no floating-point tensor, or their dtypes differ.
         ValueError: Shapes, devices or arguments do not fit.
     """
-    check_floating("x", x)
-    check_floating("kernels", kernels)
-    dim = x.dim() - 2
-    if dim not in (1, 2, 3):
-        raise ValueError(
-            f"x must have 3, 4 or 5 axes (batch, channels, 1 to 3 spatial), "
-            f"got shape {tuple(x.shape)}"
-        )
-    stride = args.ntuple("stride", stride, dim, 1)
-    dilation = args.ntuple("dilation", dilation, dim, 1)
-    _check_kernels(x, kernels, stride, dilation)
-    extent, size = kernels.shape[2 : 2 + dim], kernels.shape[2 + dim :]
-    exact = torch.promote_types(x.dtype, torch.float32)
-    grouped = x.to(exact).unflatten(1, (kernels.shape[1], -1))
-    taps = itertools.product(*map(range, extent))
-    y = None
-    for tap, kernel in zip(taps, kernels.flatten(2, 1 + dim).unbind(2), strict=True):
-        values = shifted(grouped, tap, size, stride, dilation)
-        weight = kernel.to(exact).unsqueeze(2)
-        y = values * weight if y is None else y.addcmul_(values, weight)
-    assert y is not None  # a kernel has at least one tap
-    return y.flatten(1, 2).to(x.dtype)
-
-
-def _check_kernels(
-    x: Tensor, kernels: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]
-) -> None:
-    dim = len(stride)
-    if kernels.dtype != x.dtype:
-        raise TypeError(f"kernels must have the dtype of x, {x.dtype}, got {kernels.dtype}")
-    if kernels.device != x.device:
-        raise ValueError(f"kernels must be on the device of x, {x.device}, got {kernels.device}")
-    shape = tuple(kernels.shape)
-    if kernels.dim() != 2 + 2 * dim or shape[0] != x.shape[0] or 0 in shape[1:]:
-        raise ValueError(
-            f"kernels must have {2 + 2 * dim} axes (batch {x.shape[0]}, groups, {dim} of the "
-            f"kernel, {dim} of the output), got shape {shape}"
-        )
-    if x.shape[1] % shape[1]:
-        raise ValueError(
-            f"kernels must have a number of groups that divides the {x.shape[1]} channels of x, "
-            f"got {shape[1]}"
-        )
-    size = tuple(
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], shape[2:], stride, dilation, strict=False)
-    )
-    if shape[2 + dim :] != size:
-        raise ValueError(
-            f"kernels must have the output's spatial size {size} for x of size "
-            f"{tuple(x.shape[2:])} and kernels of size {shape[2 : 2 + dim]}, "
-            f"got {shape[2 + dim :]}"
-        )
+    parse("kernels", x, kernels, stride, padding, dilation, shared=False)
+    return position_varying(x, kernels, stride, padding, dilation)
 
 
 def _margins(shape: Sequence[int], g: ConvArguments) -> list[tuple[int, int]]:
@@ -172,7 +123,7 @@ def _strided_means(
     return x.mean(tuple(range(3, x.dim(), 2)))
 
 
-class _InvolutionNd(ConvLayer):
+class _InvolutionNd(PositionMixer):
     """Involution over N axes (see the module's equation).
 
     Arguments are torch's, in torch's order: ``out_channels`` equals ``in_channels``, ``groups`` is
@@ -189,21 +140,7 @@ class _InvolutionNd(ConvLayer):
         self, factory: dict[str, Any], *, group_channels: int | None = None, reduction: int = 4
     ) -> None:
         g = self.geometry
-        channels = g.in_channels
-        if g.out_channels != channels:
-            raise ValueError(
-                f"out_channels must equal in_channels={channels}, because involution does not mix "
-                f"channels, got {g.out_channels}"
-            )
-        if group_channels is not None:
-            each = args.divisor("group_channels", group_channels, in_channels=channels)
-            if g.groups not in (1, channels // each):
-                raise ValueError(
-                    f"group_channels must be {channels // g.groups} with groups={g.groups} and "
-                    f"in_channels={channels}, got {each}; give one of the two"
-                )
-            self.geometry = replace(g, groups=channels // each)
-            self.geometry.attach(self)
+        channels = self.share(group_channels)
         self.reduction = args.positive_int("reduction", reduction)
         hidden, ones = max(1, channels // self.reduction), (1,) * g.dim
         kernels = self.geometry.groups * math.prod(g.kernel_size)
@@ -212,11 +149,6 @@ class _InvolutionNd(ConvLayer):
         self.norm = norm(hidden, **factory)
         self.span = new_parameter(kernels, hidden, *ones, **factory)
         self.span_bias = new_parameter(kernels, **factory)
-
-    @property
-    def bound(self) -> float:
-        """1/sqrt(fan_in) of the depthwise convolution that the layer replaces."""
-        return 1.0 / math.sqrt(math.prod(self.geometry.kernel_size))
 
     def reset_parameters(self) -> None:
         """Draw W0 and W1 so that outputs have the variance of a depthwise convolution's."""
@@ -252,9 +184,7 @@ class _InvolutionNd(ConvLayer):
         g = self.geometry
         if input.dim() == g.dim + 1:
             return self.forward(input.unsqueeze(0)).squeeze(0)
-        kernels = self.kernels(input)
-        y = involution(g.pad(input).to(kernels.dtype), kernels, g.stride, g.dilation)
-        return y if self.bias is None else y + self.bias.to(y.dtype).view(-1, *[1] * g.dim)
+        return self.shift(self.aggregate(input, self.kernels(input)))
 
     @classmethod
     def from_conv(
@@ -269,18 +199,8 @@ class _InvolutionNd(ConvLayer):
         Raises:
             ValueError: ``conv`` is not depthwise.
         """
+        layer, margins = cls.transfer_depthwise(conv, extent, **own)
         source: Any = conv
-        if isinstance(conv, plain_class(cls.dim)) and not (
-            source.groups == source.in_channels == source.out_channels
-        ):
-            raise ValueError(
-                f"conv must be depthwise (groups = in_channels = out_channels), because involution "
-                f"does not mix channels, got groups={source.groups}, "
-                f"in_channels={source.in_channels}, out_channels={source.out_channels}"
-            )
-        if own.get("group_channels") is not None:
-            own = {"groups": 1} | own
-        layer, margins = transfer(cls, conv, extent, **own)
         with torch.no_grad():
             kernel = F.pad(source.weight.detach(), margins).flatten(1)
             layer.span.zero_()
@@ -364,13 +284,13 @@ def _reference_mean(x: Tensor, position: tuple[int, ...], g: ConvArguments) -> T
 
 
 def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Cell means, generator and sum over the taps, which autograd takes apart again."""
+    """Cell means, generator and sum over the taps."""
     g = layer.geometry
     batch = shape[0] if len(shape) == g.dim + 2 else 1
     size = g.output_size(shape[-g.dim :])
     positions, taps = math.prod(size), math.prod(g.kernel_size)
     outputs, hidden = batch * g.in_channels * positions, batch * len(layer.reduce) * positions
-    forward, backward = outputs if g.bias else 0, outputs if g.bias else 0
+    forward, backward = aggregation_flops(layer, shape)
     if any(s > 1 for s in g.stride):
         cells = positions * math.prod(g.stride)
         forward += batch * g.in_channels * cells
@@ -384,13 +304,7 @@ def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     backward += (
         2 * generator + batch * g.groups * taps * positions + hidden * (10 if trained else 7)
     )
-    forward += (2 * taps - 1) * outputs
-    # products with both factors, scaled by addcmul's 1 after the first tap; sums over channels
-    backward += 2 * taps * outputs + (taps - 1) * (outputs + batch * g.groups * positions)
-    backward += taps * outputs if g.groups < g.in_channels else 0
-    padded = [n + sum(pads) for n, pads in zip(shape[-g.dim :], g.pads, strict=True)]
-    backward += (taps - 1) * batch * g.in_channels * math.prod(padded)
-    return forward, backward + math.prod(shape) + g.pad_flops(shape)
+    return forward, backward + math.prod(shape)
 
 
 def _samples(dim: int) -> tuple[Sample, ...]:
@@ -426,12 +340,6 @@ def _error_inputs(dim: int) -> tuple[ErrorInput, ...]:
     )
 
 
-def _adapt(conv: Any) -> dict[str, int]:
-    """The paper's 16 channels per group, or the most below it that divide the channels."""
-    channels = conv.in_channels
-    return {"groups": 1, "group_channels": max(n for n in range(1, 17) if channels % n == 0)}
-
-
 @register
 def card() -> Card:
     return Card(
@@ -461,5 +369,6 @@ def card() -> Card:
         channel_multiple=lambda own: own.get("group_channels") or 1,
         samples=_samples,
         error_inputs=_error_inputs,
-        adapt=_adapt,
+        adapt=at_most(16),
+        kernels=("position_varying",),
     )
