@@ -66,7 +66,8 @@ def depthwise(
             f"kernel {list(weight.shape[2:])} with dilation {dilations} is larger than "
             f"the padded x {list(x.shape[2:])}"
         )
-    if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+    autocast = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    if autocast and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(x.device.type)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
