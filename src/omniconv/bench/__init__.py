@@ -8,7 +8,10 @@ __all__ = ["KERNELS"]
 
 KERNELS = tuple(
     name
-    for name in ("dcls", "deform", "depthwise", "position_varying")
+    for name in ("accelerate", "dcls", "deform", "depthwise", "position_varying")
     if find_spec(f"omniconv.bench.{name}") is not None
 )
-"""Kernels with cases, each in a module of its name (see :mod:`omniconv.bench.case`)."""
+"""What has cases: kernels, and ``accelerate_`` of whole networks, each in a module of its name.
+
+:mod:`omniconv.bench.case` says how they are written.
+"""

@@ -75,7 +75,10 @@ def _beside(each: dict[str, Any]) -> str:
     """Peers and yardsticks: their time, and how many times ours it is."""
     ours = each["forms"]["omniconv"]["ms"]
     others = ((name, f["ms"]) for name, f in each["forms"].items() if f["kind"] != "form")
-    return ", ".join(f"{name} {digits(ms)} ms ({ms / ours:.2f} of ours)" for name, ms in others)
+    shown = [f"{name} {digits(ms)} ms ({ms / ours:.2f} of ours)" for name, ms in others]
+    if each["saved"] is not None:
+        shown.append(f"{100 * each['saved']:.0f} % of what torch's layers take is saved")
+    return ", ".join(shown)
 
 
 def digits(value: float) -> str:
