@@ -12,6 +12,7 @@ from torch import Tensor
 from omniconv.core import args
 from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.deform import ops
+from omniconv.kernels.deform.onnx import keeps_node
 from omniconv.kernels.deform.reference import deform_reference, output_size
 
 __all__ = ["deform"]
@@ -92,6 +93,8 @@ def deform(
     )
     _check(x, offset, mask, weight, bias, window, groups, offset_groups)
     arguments = (x, offset, mask, weight, bias, *window, groups, offset_groups)
+    if keeps_node(dim, weight):
+        return ops.deform(*arguments)
     tensors = [t for t in arguments[:5] if t is not None]
     if dim in SIZES and kernel_for("deform", *tensors, gpu_dtypes=GPU_DTYPES):
         run = ops.deform_direct if is_direct(*tensors) else ops.deform
@@ -123,7 +126,7 @@ def _check(
     channels, taps = x.shape[1], math.prod(window[0])
     args.divisor("offset_groups", offset_groups, channels=channels)
     out = output_size(x.shape[2:], *window)
-    if any(s < 0 for s in out):
+    if any(s < 1 for s in out):
         raise ValueError(f"x of shape {tuple(x.shape)} is smaller than the kernel {window[0]}")
     wanted = {"offset": (offset, offset_groups * taps * len(out))}
     if mask is not None:
