@@ -94,16 +94,19 @@ inline void transpose(
   for (int64_t i = 0; i < high; i += 4)
     for (int64_t j = 0; j < wide; j += 4) {
       Four row[4], half[4];
+#pragma GCC unroll 4
       for (int64_t k = 0; k < 4; k++)
         std::memcpy(row + k, source + (i + k) * source_row + j, sizeof(Four));
       half[0] = __builtin_shufflevector(row[0], row[1], 0, 4, 1, 5);
       half[1] = __builtin_shufflevector(row[2], row[3], 0, 4, 1, 5);
       half[2] = __builtin_shufflevector(row[0], row[1], 2, 6, 3, 7);
       half[3] = __builtin_shufflevector(row[2], row[3], 2, 6, 3, 7);
+#pragma GCC unroll 2
       for (int64_t k = 0; k < 2; k++) {
         row[2 * k] = __builtin_shufflevector(half[2 * k], half[2 * k + 1], 0, 1, 4, 5);
         row[2 * k + 1] = __builtin_shufflevector(half[2 * k], half[2 * k + 1], 2, 3, 6, 7);
       }
+#pragma GCC unroll 4
       for (int64_t k = 0; k < 4; k++)
         std::memcpy(target + (j + k) * target_row + i, row + k, sizeof(Four));
     }

@@ -24,26 +24,27 @@ INLINE void write_some(T* to, const Value<T>& value, int64_t n) {
 // The cells of a vector of points, for one tap.
 template <class T, int D>
 struct Cells {
-  Index<T> pixel, live[D];  // the lowest corner; where a place moves with its offset
-  Value<T> part[D];
+  Index<T> pixel;               // the lowest corner
+  Value<T> part[D], moving[D];  // 1 where a place moves with its offset, else 0
 
   // `base`: the points' first places, `shift`: the tap's, `offset`: its n offsets along each axis
   INLINE void find(
       const Problem& s, const T* base, const T* shift, const T* offset, int64_t n) {
+    const Value<T> zero{}, one = T(1) + zero;
     pixel = Index<T>{};
     for (int a = 0; a < D; a++) {
       const T end = T(s.size[a]);
       Value<T> place = read(base + a * POINTS) + shift[a];
       place += read_some(offset + a * s.points, n);
-      live[a] = (place >= T(-1)) & (place <= end);
-      place = place < T(-1) ? T(-1) + Value<T>{} : place;
-      place = place > end ? end + Value<T>{} : place;
-      const Value<T> number = place >= T(-1) ? place : T(-1) + Value<T>{};  // no NaN
-      Index<T> low = __builtin_convertvector(number, Index<T>);
-      const Index<T> above = __builtin_convertvector(low, Value<T>) > number;
-      low += above;
-      part[a] = place - __builtin_convertvector(low, Value<T>);
-      pixel = pixel * Int<T>(s.size[a] + 3) + low + 1;
+      // selected numbers, not masks: these would be taken apart on AVX-512
+      moving[a] = place >= T(-1) ? (place <= end ? one : zero) : zero;
+      place = place < T(-1) ? -one : place;
+      place = place > end ? end + zero : place;
+      const Value<T> number = place >= T(-1) ? place : -one;  // no NaN
+      Value<T> low = __builtin_convertvector(__builtin_convertvector(number, Index<T>), Value<T>);
+      low = low > number ? low - one : low;
+      part[a] = place - low;
+      pixel = pixel * Int<T>(s.size[a] + 3) + __builtin_convertvector(low + one, Index<T>);
     }
   }
 };
@@ -63,6 +64,8 @@ CLONES void locate(
   Cells<T, D> cells;
   for (int64_t i = 0; i < n; i += L) {
     cells.find(s, base + i, shift, offset + i, n - i);
+    for (int a = 0; a < D; a++) __builtin_prefetch(offset + a * s.points + i + POINTS);
+    if (mask) __builtin_prefetch(mask + i + POINTS);
     std::memcpy(to.pixel + i, &cells.pixel, sizeof cells.pixel);
     Value<T> weight[1 << D];
     weight[0] = mask ? read_some(mask + i, n - i) : T(1) + Value<T>{};
@@ -76,23 +79,36 @@ CLONES void locate(
   }
 }
 
+// A problem's corners where the compiler sees that nothing writes to them.
+template <int C>
+struct Corners {
+  int64_t at[C];
+
+  INLINE explicit Corners(const Problem& s) { std::copy(s.corner, s.corner + C, at); }
+};
+
 // columns[p][channel]: samples of the channels that share these places. The last vector writes
 // behind them; what belongs there is written later.
 template <class T, int C>
 CLONES void gather(
     const Problem& s, const T* x, const Places<T>& places, int64_t n, T* columns, int64_t row) {
   constexpr int64_t L = Lanes<T>::count;
+  const Corners<C> corner(s);
   const int64_t shared = s.shared;
+  const Int<T>* pixel = places.pixel;
+  const T* weight = places.weight;
   for (int64_t p = 0; p < n; p++) {
-    const T* from = x + places.pixel[p] * s.shared;
-    T* to = columns + p * row;
-    for (int64_t v = 0; v < shared; v += L) {
-      Value<T> sum = places.weight[p] * read(from + v);
+    const T* from = x + pixel[p] * shared;
+    Value<T> w[C];
 #pragma GCC unroll 8
-      for (int c = 1; c < C; c++)
-        sum += places.weight[c * POINTS + p] * read(from + s.corner[c] + v);
-      write(to + v, sum);
+    for (int c = 0; c < C; c++) w[c] = weight[c * POINTS + p] + Value<T>{};
+    for (int64_t v = 0; v < shared; v += L) {
+      Value<T> sum = w[0] * read(from + v);
+#pragma GCC unroll 8
+      for (int c = 1; c < C; c++) sum += w[c] * read(from + corner.at[c] + v);
+      write(columns + v, sum);
     }
+    columns += row;
   }
 }
 
@@ -100,22 +116,24 @@ template <class T, int C, int V>
 INLINE void sum_taps(
     const Problem& s, const T* x, const Places<T>& places, const T* factor, int64_t n, T* to) {
   constexpr int64_t L = Lanes<T>::count;
+  const Corners<C> corner(s);
+  const int64_t taps = s.taps, shared = s.shared, padded = s.padded;
   for (int64_t p = 0; p < n; p++) {
     Value<T> sum[V] = {};
-    for (int64_t q = 0; q < s.taps; q++) {
-      const T* from = x + places.pixel[q * POINTS + p] * s.shared;
+    for (int64_t q = 0; q < taps; q++) {
+      const T* from = x + places.pixel[q * POINTS + p] * shared;
       const T* weight = places.weight + q * C * POINTS + p;
 #pragma GCC unroll 8
       for (int v = 0; v < V; v++) {
         Value<T> sample = weight[0] * read(from + v * L);
 #pragma GCC unroll 8
         for (int c = 1; c < C; c++)
-          sample += weight[c * POINTS] * read(from + s.corner[c] + v * L);
-        sum[v] += factor ? read(factor + q * s.padded + v * L) * sample : sample;
+          sample += weight[c * POINTS] * read(from + corner.at[c] + v * L);
+        sum[v] += factor ? read(factor + q * padded + v * L) * sample : sample;
       }
     }
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) write(to + p * (s.padded + L) + v * L, sum[v]);
+    for (int v = 0; v < V; v++) write(to + p * (padded + L) + v * L, sum[v]);
   }
 }
 
@@ -186,40 +204,44 @@ template <class T, int D>
 CLONES void spread(const Problem& s, const Spread<T>& d, const Places<T>& places, int64_t n) {
   constexpr int64_t L = Lanes<T>::count;
   constexpr int C = 1 << D;
-  const int64_t shared = s.shared, full = shared / L * L;
+  const Corners<C> corner(s);
+  const int64_t shared = s.shared, full = shared / L * L, row = d.grad_row;
+  const bool places_too = d.by_offset || d.by_mask;
+  const T *x = d.x, *grad = d.grad, *weight = places.weight;
+  T* by_x = d.by_x;
   Index<T> lane;
   for (int64_t l = 0; l < L; l++) lane[l] = Int<T>(l);
-  const Index<T> rest = lane < Int<T>(shared - full);
-  const bool x = d.by_x, places_too = d.by_offset || d.by_mask;
-  Value<T> dots[L * C] = {};
+  const Index<T> rest = Int<T>(shared - full) + Index<T>{};
+  Value<T> dots[L * C];
   for (int64_t i = 0; i < n; i += L) {
     const int64_t lanes = std::min(L, n - i);
-    for (int64_t p = i; p < i + lanes; p++) {
-      const int64_t at = places.pixel[p] * s.shared;
-      const T* grad = d.grad + p * d.grad_row;
-      Value<T> dot[C] = {};
+    for (int64_t p = 0; p < lanes; p++, grad += row) {
+      const int64_t at = places.pixel[i + p] * shared;
+      Value<T> w[C], dot[C] = {};
+#pragma GCC unroll 8
+      for (int c = 0; c < C; c++) w[c] = weight[c * POINTS + i + p] + Value<T>{};
       for (int64_t v = 0; v < full; v += L) {
         const Value<T> g = read(grad + v);
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
-          const int64_t place = at + s.corner[c] + v;
-          if (places_too) dot[c] += g * read(d.x + place);
-          if (x) write(d.by_x + place, read(d.by_x + place) + places.weight[c * POINTS + p] * g);
+          const int64_t place = at + corner.at[c] + v;
+          if (places_too) dot[c] += g * read(x + place);
+          if (by_x) write(by_x + place, read(by_x + place) + w[c] * g);
         }
       }
       if (full < shared) {
         const Value<T> g = read(grad + full);
 #pragma GCC unroll 8
         for (int c = 0; c < C; c++) {
-          const int64_t place = at + s.corner[c] + full;
-          if (places_too) dot[c] += rest ? g * read(d.x + place) : Value<T>{};
-          if (x) {
-            const Value<T> share = places.weight[c * POINTS + p] * g;
-            write(d.by_x + place, read(d.by_x + place) + (rest ? share : Value<T>{}));
+          const int64_t place = at + corner.at[c] + full;
+          if (places_too) dot[c] += lane < rest ? g * read(x + place) : Value<T>{};
+          if (by_x) {
+            const Value<T> share = lane < rest ? w[c] * g : Value<T>{};
+            write(by_x + place, read(by_x + place) + share);
           }
         }
       }
-      if (places_too) std::copy(dot, dot + C, dots + (p - i) * C);
+      if (places_too) std::copy(dot, dot + C, dots + p * C);
     }
     if (!places_too) continue;
     Cells<T, D> cells;
@@ -242,7 +264,7 @@ CLONES void spread(const Problem& s, const Spread<T>& d, const Places<T>& places
       else
         write_some(
             d.by_offset + moved * s.points + i,
-            cells.live[moved] ? mask * left[0] : Value<T>{}, lanes);
+            cells.moving[moved] > T(0) ? mask * left[0] : Value<T>{}, lanes);
     }
   }
 }
