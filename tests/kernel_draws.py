@@ -145,6 +145,11 @@ class _Dice(random.Random):
         return f"{kernel}({shapes}, {window})"
 
 
+def _odd(tensor: Tensor) -> Tensor:
+    """Odd multiples of 1/128."""
+    return (tensor.mul(64).floor() + 0.5) / 64
+
+
 def _depthwise(dice: _Dice) -> Draw:
     dtype = dice.choice((torch.float32, torch.float32, torch.float64, torch.bfloat16))
     dice.enlarge()
@@ -188,7 +193,8 @@ def _deform(dice: _Dice) -> Draw:
     x = dice.tensor(dtype, dice.batch, channels, *dice.size)
     out = tuple(max(n, 1) for n in dice.output)
     offset = dice.tensor(dtype, dice.batch, offset_groups * taps * dice.dim, *out)
-    offset = offset * dice.choice((0.0, 0.8, 5.0))
+    # places that no sum rounds: the derivative jumps at whole ones
+    offset = dice.choice((torch.zeros_like(offset), *(_odd(offset * f) for f in (0.8, 5.0))))
     mask = dice.choice((None, dice.tensor(dtype, dice.batch, offset_groups * taps, *out)))
     own: dict[str, Any] = {"kernel_size": dice.kernel, "offset_groups": offset_groups}
     weight = bias = None
