@@ -167,9 +167,7 @@ def _passes(ask: Ask, shape: _Shape) -> list[Pass]:
     def forward(form: Callable[..., Tensor], *given: Tensor, grad: Tensor) -> Call:
         return lambda: form(*given)
 
-    def a_pass(
-        name: str, run: Callable[..., Call], wanted: str, results: slice, **own: int
-    ) -> Pass:
+    def a_pass(name: str, run: Callable[..., Call], wanted: str, part: slice, **own: int) -> Pass:
         both = ("x" in wanted, "w" in wanted)
         return Pass(
             name=name,
