@@ -17,144 +17,61 @@ from torch import Tensor, nn
 
 from omniconv.analysis.flops import count_flops
 from omniconv.bench.case import LAYOUTS, Ask, Call, Case, Pass, bytes_of, in_layout
+from omniconv.bench.networks import convmixer, convnext, large_kernels
 from omniconv.surgery import where
 from omniconv.surgery.accelerate import accelerate_
 
 __all__ = ["cases"]
 
-Parts = list[nn.Module]
-
-
-class Residual(nn.Module):
-    """``x + f(x)``, or a sum of branches."""
-
-    def __init__(self, *branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(branches)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Of any shape that the branches keep."""
-        for branch in self.branches:
-            x = x + branch(x)
-        return x
-
-
-class Branches(Residual):
-    """Layers side by side, such as a large kernel and a small one while they are trained."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The sum of the branches."""
-        return torch.stack([branch(x) for branch in self.branches]).sum(0)
-
-
-class ChannelsLast(nn.Module):
-    """Layers that take the channels as the last axis."""
-
-    def __init__(self, *parts: nn.Module) -> None:
-        super().__init__()
-        self.inside = nn.Sequential(*parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W)."""
-        found: Tensor = self.inside(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return found
-
-
-def _depthwise(channels: int, extent: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, channels, extent, padding=extent // 2, groups=channels)
-
-
-def _convnext(depths: tuple[int, ...] = (3, 3, 9, 3), width: int = 96) -> nn.Sequential:
-    """ConvNeXt (tiny): 7x7 depthwise, norm, two 1-wide layers four times as wide in between."""
-    parts: Parts = [nn.Conv2d(3, width, 4, stride=4), ChannelsLast(nn.LayerNorm(width))]
-    for stage, depth in enumerate(depths):
-        c = width * 2**stage
-        if stage:
-            parts += [ChannelsLast(nn.LayerNorm(c // 2)), nn.Conv2d(c // 2, c, 2, stride=2)]
-        for _ in range(depth):
-            wide = [nn.LayerNorm(c), nn.Linear(c, 4 * c), nn.GELU(), nn.Linear(4 * c, c)]
-            parts.append(Residual(nn.Sequential(_depthwise(c, 7), ChannelsLast(*wide))))
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 1000))
-
-
-def _convmixer(width: int = 256, depth: int = 8, extent: int = 5) -> nn.Sequential:
-    """ConvMixer-256/8 with patches of 2x2, as its paper has it for CIFAR-10."""
-    parts: Parts = [nn.Conv2d(3, width, 2, stride=2), nn.GELU(), nn.BatchNorm2d(width)]
-    for _ in range(depth):
-        mixer = (_depthwise(width, extent), nn.GELU(), nn.BatchNorm2d(width))
-        parts += [Residual(nn.Sequential(*mixer))]
-        parts += [nn.Conv2d(width, width, 1), nn.GELU(), nn.BatchNorm2d(width)]
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
-
-
-def _large(width: int, depth: int, extents: tuple[int, ...]) -> nn.Sequential:
-    """Blocks of 1x1, depthwise layers of these extents side by side, and 1x1."""
-    parts: Parts = [nn.Conv2d(3, width, 4, stride=4)]
-    for _ in range(depth):
-        sides: Parts = [
-            nn.Sequential(_depthwise(width, extent), nn.BatchNorm2d(width)) for extent in extents
-        ]
-        inside = (nn.Conv2d(width, width, 1), nn.GELU(), Branches(*sides), nn.GELU())
-        parts.append(Residual(nn.Sequential(*inside, nn.Conv2d(width, width, 1))))
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 10))
-
-
-NETWORKS: dict[str, tuple[tuple[str, Callable[[], nn.Sequential], tuple[int, ...]], ...]] = {
-    "default": (
-        ("ConvNeXt-tiny", _convnext, (4, 3, 224, 224)),
-        ("ConvMixer-256/8", _convmixer, (32, 3, 32, 32)),
-        (
-            "13x13 + 5x5 in training, 4 blocks of 128",
-            partial(_large, 128, 4, (13, 5)),
-            (4, 3, 112, 112),
-        ),
-        ("31x31, 4 blocks of 64", partial(_large, 64, 4, (31,)), (2, 3, 224, 224)),
-    ),
-    "large": (
-        (
-            "31x31 + 5x5 in training, 8 blocks of 128",
-            partial(_large, 128, 8, (31, 5)),
-            (4, 3, 224, 224),
-        ),
-    ),
-    "odd": (
-        ("ConvNeXt, 1 block a stage", partial(_convnext, (1, 1), 8), (2, 3, 37, 45)),
-        ("5x5 + 3x3, 1 block of 12", partial(_large, 12, 1, (5, 3)), (3, 3, 29, 21)),
-    ),
+NETWORKS: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
+    "default": {
+        "ConvNeXt-tiny": (convnext, (2, 3, 224, 224)),
+        "ConvMixer-256/8": (convmixer, (8, 3, 32, 32)),
+        "4 blocks of 13x13 + 5x5": (partial(large_kernels, 128, 4, 13, 5), (8, 128, 28, 28)),
+        "2 blocks of 31x31": (partial(large_kernels, 64, 2, 31), (2, 64, 56, 56)),
+    },
+    "large": {
+        "ConvNeXt-tiny": (convnext, (16, 3, 224, 224)),
+        "8 blocks of 31x31 + 5x5": (partial(large_kernels, 128, 8, 31, 5), (8, 128, 28, 28)),
+    },
+    "odd": {
+        "ConvNeXt, 1 block a stage": (partial(convnext, (1, 1), 8), (2, 3, 37, 45)),
+        "1 block of 5x5 + 3x3": (partial(large_kernels, 12, 1, 5, 3), (3, 12, 29, 21)),
+    },
 }
-"""Name, network, shape of the images."""
+"""Name -> network, shape of its input."""
 
 
 def cases(ask: Ask) -> Iterator[Case]:
     """The suite's networks, in float32: gates are for what rounds a few times only."""
     if ask.dtype != torch.float32:
         return
-    for name, build, shape in NETWORKS[ask.suite]:
+    for name, (build, shape) in NETWORKS[ask.suite].items():
         size = " x ".join(map(str, shape))
         yield Case(f"{name}, {size}", partial(_passes, ask, build, shape))
 
 
-def _passes(ask: Ask, build: Callable[[], nn.Sequential], shape: tuple[int, ...]) -> list[Pass]:
+def _passes(ask: Ask, build: Callable[[], nn.Module], shape: tuple[int, ...]) -> list[Pass]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build().to(ask.device, ask.dtype)
-    x = ask.tensor(*shape).requires_grad_()
+    x = ask.tensor(*shape)
     plain = {layout: _laid(copy.deepcopy(model), layout) for layout in LAYOUTS}
     fast = copy.deepcopy(plain[ask.layout])
     accelerate_(fast)
-    free = _without(copy.deepcopy(plain[ask.layout]))
+    free = {layout: _without(copy.deepcopy(m)) for layout, m in plain.items()}
     exact = copy.deepcopy(model).double()
     parameters = bytes_of(*model.parameters())
     return [
         Pass(
             name="step",
             ours=_step(fast, x),
-            torch={layout: _step(m, in_layout(x.detach(), layout)) for layout, m in plain.items()},
-            reference=lambda: _step(exact, x.detach().double())(),
+            torch={layout: _step(m, in_layout(x, layout)) for layout, m in plain.items()},
+            reference=lambda: _step(exact, x.double())(),
             flops=count_flops(model, x, backward=True).total,
             bytes=2 * parameters + 2 * bytes_of(x),
             length=_length(model, shape),
-            yardsticks={"free": _step(free, x)},
+            yardsticks={f"free {n}": _step(m, in_layout(x, n)) for n, m in free.items()},
         )
     ]
 

@@ -116,8 +116,9 @@ class Pass:
             first call takes long. They count as torch's.
         peers: Other packages' forms, under the packages' names, where these can be imported.
         yardsticks: Other work to be timed beside, such as a plain convolution of these channels.
-            Not compared with the reference. ``"free"`` is a network without what the kernel does:
-            the share of torch's time over that (in our layout) that ours gains is shown.
+            Not compared with the reference. Those whose name begins with ``free`` are networks
+            without what the kernel does: the share of torch's time over the fastest of them that
+            ours gains is shown.
     """
 
     name: str

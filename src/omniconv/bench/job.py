@@ -116,18 +116,18 @@ def _timed(
         "operators": operators_of(each.ours),
         "best_torch": best,
         "times_torch": None if best is None else torchs[best].ms / ours,
-        "saved": _saved(times, ask.layout),
+        "saved": _saved(times, best),
         "memory": _memory(calls, [OURS, *([best] if best else [])], on_gpu),
         "forms": {name: _form(name, each, timing) for name, timing in times.items()},
     }
 
 
-def _saved(times: Mapping[str, Timing], layout: str) -> float | None:
+def _saved(times: Mapping[str, Timing], best: str | None) -> float | None:
     """The share that ours gains of what torch takes longer than the same without the work."""
-    free, plain = times.get("free"), times.get(f"torch {layout}")
-    if free is None or plain is None or plain.ms <= free.ms:
+    free = min((t.ms for name, t in times.items() if name.startswith("free")), default=None)
+    if best is None or free is None or times[best].ms <= free:
         return None
-    return (plain.ms - times[OURS].ms) / (plain.ms - free.ms)
+    return (times[best].ms - times[OURS].ms) / (times[best].ms - free)
 
 
 def _form(name: str, each: Pass, timing: Timing) -> dict[str, Any]:
