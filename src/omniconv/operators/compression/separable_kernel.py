@@ -361,6 +361,7 @@ def card() -> Card:
         "reaches the product of all sizes but the largest; else the nearest in least squares "
         "(truncated SVD for two factors, alternating least squares for more).",
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )

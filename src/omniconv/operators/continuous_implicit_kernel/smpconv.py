@@ -409,6 +409,7 @@ def card() -> Card:
         preserves_note="Every plain convolution exactly, with a point per entry (the default of "
         "from_conv); with fewer points the largest entries stay (average: least squares).",
         default_extent=31,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
         adapt=_one_point_per_entry,

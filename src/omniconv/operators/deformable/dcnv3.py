@@ -584,7 +584,7 @@ def card() -> Card:
         "(softmax), times a matrix; every 1-wide convolution, exactly.",
         equivariance=(),  # places may lie outside of the image
         default_extent=3,
-        kernels=("deform",),
+        kernels=("deform", "depthwise"),
         sample_width=2,
         samples=samples,
         error_inputs=error_inputs,

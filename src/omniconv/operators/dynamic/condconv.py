@@ -342,6 +342,7 @@ def card() -> Card:
         preserves_note="Every plain convolution, exactly: routing weights start at 1/2.",
         equivariance=(),  # the mean runs over the borders too
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )

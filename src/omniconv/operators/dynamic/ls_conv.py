@@ -40,6 +40,7 @@ from omniconv.core.card import Card, ErrorInput, Sample
 from omniconv.core.geometry import ConvArguments, check_input
 from omniconv.core.layer import new_parameter
 from omniconv.core.registry import register
+from omniconv.kernels.convolve import convolution
 from omniconv.math.naive import at, windows
 from omniconv.math.precision import wide_dtype
 from omniconv.operators.position_mixer import PositionMixer, aggregation_flops, at_most
@@ -160,7 +161,7 @@ class _LSConvNd(PositionMixer):
         ]
         hidden = F.pad(hidden, margins) if any(margins) else hidden
         perceive = self.perceive.to(wide)
-        hidden = convolve(hidden, perceive, None, g.stride, 0, 1, hidden.shape[1])
+        hidden = convolution(hidden, perceive, None, g.stride, 0, 1, hidden.shape[1])
         hidden = convolve(_batch_norm(self.perceive_norm, hidden), self.mix.to(wide))
         hidden = F.relu(_batch_norm(self.mix_norm, hidden))
         kernels = convolve(hidden, self.span.to(wide), self.span_bias.to(wide))
@@ -367,7 +368,7 @@ def card() -> Card:
         preserves_note="Every depthwise convolution, exactly, with as many groups as channels "
         "(from_conv's default); groups that share a kernel get the mean of their channels'.",
         equivariance=(),  # GN's statistics run over the borders too
-        kernels=("position_varying",),
+        kernels=("depthwise", "position_varying"),
         channel_multiple=lambda own: own.get("group_channels") or 1,
         samples=_samples,
         error_inputs=_error_inputs,

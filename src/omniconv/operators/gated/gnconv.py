@@ -384,6 +384,7 @@ def card() -> Card:
         preserves_note="Depthwise and 1-wide convolutions, exactly; else the nearest depthwise "
         "convolution followed by a 1-wide one.",
         default_extent=7,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
         adapt=_adapt,

@@ -327,6 +327,7 @@ def card() -> Card:
         preserves_note="Only kernels that are such a sum (all, where n = 1); else the nearest in "
         "the Frobenius norm.",
         default_extent=3,
+        kernels=("depthwise",),
         channel_multiple=_multiple,
         samples=_samples,
         error_inputs=_error_inputs,

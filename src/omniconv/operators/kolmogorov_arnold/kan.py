@@ -490,6 +490,7 @@ def card() -> Card:
         preserves_note="No plain convolution exactly; the nearest function to w x in mean square "
         "for normal inputs.",
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )

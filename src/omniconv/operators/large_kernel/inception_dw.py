@@ -448,6 +448,7 @@ def card() -> Card:
         preserves_note="Depthwise convolutions, inside the boxes of the branches (the nearest in "
         "the Frobenius norm); the first channels pass.",
         default_extent=11,
+        kernels=("depthwise",),
         channel_multiple=_multiple,
         samples=_samples,
         error_inputs=_error_inputs,

@@ -306,6 +306,7 @@ def card() -> Card:
         preserves_note="Every plain convolution, exactly, with activation='identity'; with ELU and "
         "ReLUs its positive outputs, exactly, and phi(2 z) / 2 for its negative outputs z.",
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )

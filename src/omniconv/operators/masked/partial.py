@@ -327,6 +327,7 @@ def card() -> Card:
         preserves_note="Every plain convolution, exactly, where the mask is full or left out; "
         "with padding_is_hole in the interior only.",
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )

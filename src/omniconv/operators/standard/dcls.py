@@ -434,7 +434,7 @@ def card() -> Card:
         preserves_note="Every plain convolution exactly, with a tap per entry (the default of "
         "from_conv); with fewer taps the largest entries stay. Gauss: least squares.",
         default_extent=7,
-        kernels=("dcls",),
+        kernels=("dcls", "depthwise"),
         samples=_samples,
         error_inputs=_error_inputs,
         adapt=_one_tap_per_entry,

@@ -309,6 +309,7 @@ def card() -> Card:
         "are lost, these pass.",
         passing=lambda layer: layer.passing,
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
         adapt=_adapt,

@@ -237,6 +237,7 @@ def card() -> Card:
         flops=_flops,
         rates=_rates,
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )

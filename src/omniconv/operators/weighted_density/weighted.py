@@ -305,6 +305,7 @@ def card() -> Card:
         preserves_function=True,
         preserves_note="Every plain convolution, exactly; entries whose density is 0 are lost.",
         default_extent=3,
+        kernels=("depthwise",),
         samples=_samples,
         error_inputs=_error_inputs,
     )
