@@ -574,12 +574,8 @@ class Call:
     @property
     def dot(self) -> dict[str, Any]:
         """The sizes of matrices; 16 is the least that tensor cores take."""
-        held = [min(max(triton.next_power_of_2(n), 16), 64) for n in (self.run, self.outputs)]
-        return {
-            "CHANNELS": min(held[0], 32),
-            "OUTPUTS": held[1],
-            "PRECISION": gpu.precision(self.x),
-        }
+        outputs = min(max(triton.next_power_of_2(self.outputs), 16), 64)
+        return {"CHANNELS": 16, "OUTPUTS": outputs, "PRECISION": gpu.precision(self.x)}
 
     @property
     def sizes(self) -> tuple[Any, ...]:
@@ -619,6 +615,7 @@ def deform(
             **(call.constants | call.dot),
             POSITIONS=positions,
             INDEX=index,
+            warps=8,
         )
         return out
     channels = call.groups * call.outputs // offset_groups
@@ -680,7 +677,7 @@ def _data(call: Call, grad: Tensor, found: list[Tensor], needed: Sequence[bool])
     tiles = call.dot
     positions = 64
     if not call.dense:
-        positions, tiles["CHANNELS"] = gpu.tile(x, 1024, call.run, 8)
+        positions, tiles["CHANNELS"] = gpu.tile(x, 512, call.run, 4)
     gpu.launch(
         _by_data,
         call.blocks(positions) * call.offset_groups * call.taps,
@@ -691,6 +688,7 @@ def _data(call: Call, grad: Tensor, found: list[Tensor], needed: Sequence[bool])
         **(call.constants | tiles),
         POSITIONS=positions,
         INDEX=gpu.index_of(x, grad, call.offset, *(() if call.weight is None else (call.weight,))),
+        warps=8,
     )
     if sums is not None and back is not None:
         found[0].copy_((sums.float() * back).view(found[0].shape))
