@@ -74,6 +74,7 @@ class Backward {
         shift(shifts<T>(s)),
         dense(d.weight && !s.depthwise),
         samples(d.by_x || d.by_offset || d.by_mask),
+        apart(!d.weight || (!dense && s.shared % L == 0)),
         block(width() * L),
         row(s.padded + L),
         each(d.weight && !dense ? s.out_group() : 1) {
@@ -84,15 +85,16 @@ class Backward {
   // `kept` has room for the samples of a wave, `by_x` for as many of each part, `by_weight` for the
   // weight's gradient of each job.
   void run(T* kept, T* by_x, T* by_weight) const {
-    const int64_t rows = s.rows(), numbers = s.numbers<T>(), line = s.pixels / rows * s.channels;
+    const int64_t strips = Strip::all(s), numbers = s.numbers<T>();
     std::fill(by_weight, by_weight + jobs.wave * jobs.parts * jobs.weights, T(0));
     for (int64_t b = 0; b < s.batch; b += jobs.wave) {
       const int64_t count = std::min(jobs.wave, s.batch - b);
-      torch::stable::parallel_for(0, count * rows, grain(line), [&](int64_t i, int64_t last) {
-        for (; i < last; i++)
-          keep(s, d.x + (b + i / rows) * d.sample_step, d.channel_step, d.pixel_step, i % rows,
-               kept + i / rows * numbers);
-      });
+      torch::stable::parallel_for(
+          0, count * strips, grain(16 * s.pixels), [&](int64_t i, int64_t last) {
+            for (; i < last; i++)
+              keep(s, d.x + (b + i / strips) * d.sample_step, d.channel_step, d.pixel_step,
+                   Strip(s, i % strips), kept + i / strips * numbers);
+          });
       const int64_t each_job = s.tiles() * tile_cycles(s) / jobs.parts;
       torch::stable::parallel_for(
           0, count * jobs.parts, grain(2 * each_job), [&](int64_t j, int64_t last) {
@@ -101,10 +103,11 @@ class Backward {
                   by_x + j * numbers, by_weight + j * jobs.weights);
           });
       if (d.by_x)
-        torch::stable::parallel_for(0, count * rows, grain(line), [&](int64_t i, int64_t last) {
-          for (; i < last; i++)
-            give(b + i / rows, i % rows, by_x + i / rows * jobs.parts * numbers);
-        });
+        torch::stable::parallel_for(
+            0, count * strips, grain(16 * s.pixels), [&](int64_t i, int64_t last) {
+              for (; i < last; i++)
+                give(b + i / strips, Strip(s, i % strips), by_x + i / strips * jobs.parts * numbers);
+            });
     }
     if (d.by_weight)
       torch::stable::parallel_for(
@@ -140,19 +143,53 @@ class Backward {
     for (int64_t t = part * tiles / jobs.parts; t < (part + 1) * tiles / jobs.parts; t++) {
       tile.start(s, t);
       take_gradient(tile, b, grad);
-      for (int64_t q = 0; q < s.taps; q++) {
-        for (int64_t g = 0; g < s.offset_groups; g++) {
-          const int64_t place = ((b * s.offset_groups + g) * s.taps + q) * s.points + tile.first;
-          locate<T, D>(
-              s, tile.base, shift.data() + q * D, d.offsets(s, b, g, q) + tile.first,
-              d.mask ? d.mask + place : nullptr, tile.n, tile.places(g));
-          if (d.by_weight)
-            gather<T, 1 << D>(
-                s, x + s.start(g), tile.places(g), tile.n, columns + g * s.shared, row);
-        }
-        if (d.by_weight) add_to_weight(tile, q, grad, columns, by_weight);
-        if (samples) to_samples(tile, b, q, x, grad, columns, by_x);
-      }
+      if (apart)
+        for (int64_t g = 0; g < s.offset_groups; g++)
+          for (int64_t q = 0; q < s.taps; q++)
+            tap(tile, b, q, g, g + 1, x, grad, columns, by_x, by_weight);
+      else
+        for (int64_t q = 0; q < s.taps; q++)
+          tap(tile, b, q, 0, s.offset_groups, x, grad, columns, by_x, by_weight);
+    }
+  }
+
+  // a tap of some offset groups
+  void tap(
+      const Tile<T, D>& tile, int64_t b, int64_t q, int64_t group, int64_t end, const T* x,
+      const T* grad, T* columns, T* by_x, T* by_weight) const {
+    for (int64_t g = group; g < end; g++) {
+      const int64_t at = ((b * s.offset_groups + g) * s.taps + q) * s.points;
+      locate<T, D>(
+          s, tile.base, shift.data() + q * D, d.offset + at * D + tile.first,
+          d.mask ? d.mask + at + tile.first : nullptr, tile.n, tile.places(g));
+      if (d.by_weight)
+        gather<T, 1 << D>(
+            s, x + s.start(g), tile.places(g), tile.n, columns + g * s.shared, row);
+    }
+    const int64_t c = group * s.shared, channels = (end - group) * s.shared;
+    if (d.by_weight && dense) add_to_weight(tile, q, grad, columns, by_weight);
+    if (d.by_weight && !dense)
+      for (int64_t j = 0; j < each; j++)
+        add_products(
+            channels, tile.n, grad + j * POINTS * row + c, columns + c, row,
+            by_weight + (j * s.taps + q) * s.padded + c);
+    if (!samples) return;
+    if (dense) to_columns(tile, q, grad, columns);
+    if (d.weight && !dense)
+      for (int64_t j = 0; j < each; j++)
+        scale(
+            channels, tile.n, grad + j * POINTS * row + c,
+            packed.data() + (j * s.taps + q) * s.padded + c, row, columns + c, j > 0);
+    for (int64_t g = group; g < end; g++) {
+      const int64_t at = ((b * s.offset_groups + g) * s.taps + q) * s.points;
+      spread<T, D>(
+          s,
+          {tile.base, shift.data() + q * D, d.offset + at * D + tile.first,
+           d.mask ? d.mask + at + tile.first : nullptr, x + s.start(g),
+           (d.weight ? columns : grad) + g * s.shared, row, d.by_x ? by_x + s.start(g) : nullptr,
+           d.by_offset ? d.by_offset + at * D + tile.first : nullptr,
+           d.by_mask ? d.by_mask + at + tile.first : nullptr},
+          tile.places(g), tile.n);
     }
   }
 
@@ -160,6 +197,9 @@ class Backward {
   void take_gradient(const Tile<T, D>& tile, int64_t b, T* grad) const {
     const int64_t outputs = dense ? s.outputs : s.channels * each;
     const T* from = d.grad + b * outputs * s.points + tile.first;
+    for (int64_t o = 0; o < outputs; o++)
+      for (int64_t i = 0; i < POINTS; i += L)
+        __builtin_prefetch(from + o * s.points + POINTS + i);  // the next tile's
     if (dense)
       for (int64_t o = 0; o < s.outputs; o++)
         std::copy(from + o * s.points, from + o * s.points + tile.n, grad + o * POINTS);
@@ -171,13 +211,6 @@ class Backward {
 
   void add_to_weight(
       const Tile<T, D>& tile, int64_t q, const T* grad, const T* columns, T* to) const {
-    if (!dense) {
-      for (int64_t j = 0; j < each; j++)
-        add_products(
-            s.channels, tile.n, grad + j * POINTS * row, columns, row,
-            to + (j * s.taps + q) * s.padded);
-      return;
-    }
     const int64_t in = s.in_group(), out = s.out_group(), padded = rounded<T>(in);
     for (int64_t g = 0; g < s.groups; g++)
       multiply<T>(
@@ -186,46 +219,29 @@ class Backward {
           true);
   }
 
-  void to_samples(
-      const Tile<T, D>& tile, int64_t b, int64_t q, const T* x, const T* grad, T* columns,
-      T* by_x) const {
+  void to_columns(const Tile<T, D>& tile, int64_t q, const T* grad, T* columns) const {
     const int64_t in = s.in_group(), out = s.out_group(), blocks = (in + block - 1) / block;
-    if (dense)
-      for (int64_t g = 0; g < s.groups; g++)
-        multiply<T>(
-            tile.n, rounded<T>(in) / L, out, {grad + g * out * POINTS, 1, POINTS},
-            {packed.data() + (q * s.groups + g) * blocks * out * block, out * block, block},
-            columns + g * in, row, false);
-    else if (d.weight)
-      for (int64_t j = 0; j < each; j++)
-        scale(
-            s.channels, tile.n, grad + j * POINTS * row, packed.data() + (j * s.taps + q) * s.padded,
-            row, columns, j > 0);
-    for (int64_t g = 0; g < s.offset_groups; g++) {
-      const int64_t start = s.start(g);
-      const int64_t at = ((b * s.offset_groups + g) * s.taps + q) * s.points;
-      spread<T, D>(
-          s,
-          {tile.base, shift.data() + q * D, d.offset + at * D + tile.first,
-           d.mask ? d.mask + at + tile.first : nullptr, x + start,
-           (d.weight ? columns : grad) + g * s.shared, row, by_x + start, d.by_offset ? d.by_offset + at * D + tile.first : nullptr,
-           d.by_mask ? d.by_mask + at + tile.first : nullptr},
-          tile.places(g), tile.n);
-    }
+    for (int64_t g = 0; g < s.groups; g++)
+      multiply<T>(
+          tile.n, rounded<T>(in) / L, out, {grad + g * out * POINTS, 1, POINTS},
+          {packed.data() + (q * s.groups + g) * blocks * out * block, out * block, block},
+          columns + g * in, row, false);
   }
 
-  // a row of the gradient for x, its parts added up
-  void give(int64_t b, int64_t number, T* parts) const {
-    const int64_t length = s.size[D - 1], source = s.source(number);
-    if (source < 0) return;
+  // a strip of the gradient for x, its parts added up
+  void give(int64_t b, const Strip& strip, T* parts) const {
+    const int64_t length = s.size[D - 1], rows = s.rows(), first = s.start(strip.group);
     int64_t area = length;
     for (int64_t a = 0; a < D - 1; a++) area *= s.size[a];
-    T* to = d.by_x + b * s.channels * area + source * length;
-    for (int64_t g = 0; g < s.offset_groups; g++, to += s.shared * area) {
-      T* from = parts + s.start(g) + (number * (length + 3) + 1) * s.shared;
+    T* to = d.by_x + (b * s.channels + strip.group * s.shared + strip.first) * area;
+    for (int64_t row = 0; row < rows; row++) {
+      const int64_t source = s.source(row);
+      if (source < 0) continue;
+      T* from = parts + first + (row * (length + 3) + 1) * s.shared + strip.first;
       for (int64_t j = 1; j < jobs.parts; j++)
-        add_to(length * s.shared, from + j * s.numbers<T>(), from);
-      transpose(from, s.shared, to, area, length, s.shared);
+        for (int64_t i = 0; i < length; i++)
+          add_to(strip.count, from + j * s.numbers<T>() + i * s.shared, from + i * s.shared);
+      transpose(from, s.shared, to + source * length, area, length, strip.count);
     }
   }
 
@@ -247,7 +263,7 @@ class Backward {
   const Data<T>& d;
   const Jobs<T>& jobs;
   std::vector<T> shift, packed;
-  bool dense, samples;
+  bool dense, samples, apart;  // apart: one offset group after the other, each with all its taps
   int64_t block, row, each;  // columns worked on at once; numbers from point to point
 };
 

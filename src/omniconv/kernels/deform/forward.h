@@ -28,14 +28,14 @@ class Forward {
 
   // `kept` has room for `wave` samples
   void run(T* kept, int64_t wave) const {
-    const int64_t tiles = s.tiles(), rows = s.rows(), numbers = s.numbers<T>();
+    const int64_t tiles = s.tiles(), strips = Strip::all(s), numbers = s.numbers<T>();
     for (int64_t b = 0; b < s.batch; b += wave) {
       const int64_t count = std::min(wave, s.batch - b);
       torch::stable::parallel_for(
-          0, count * rows, grain(s.pixels / rows * s.channels), [&](int64_t i, int64_t last) {
+          0, count * strips, grain(16 * s.pixels), [&](int64_t i, int64_t last) {
             for (; i < last; i++)
-              keep(s, d.x + (b + i / rows) * d.sample_step, d.channel_step, d.pixel_step, i % rows,
-                   kept + i / rows * numbers);
+              keep(s, d.x + (b + i / strips) * d.sample_step, d.channel_step, d.pixel_step,
+                   Strip(s, i % strips), kept + i / strips * numbers);
           });
       torch::stable::parallel_for(
           0, count * tiles, grain(tile_cycles(s)), [&](int64_t i, int64_t last) {
@@ -48,6 +48,7 @@ class Forward {
             for (; i < last; i++) {
               tile.start(s, i % tiles);
               const T* x = kept + i / tiles * numbers;
+              expect(tile, b + i / tiles);
               if (dense)
                 multiplied(tile, x, b + i / tiles, columns, y);
               else
@@ -60,6 +61,14 @@ class Forward {
  private:
   static constexpr int64_t L = Lanes<T>::count;
   static constexpr int64_t TERMS = 128;  // of a product, at least, where the kernel has as many
+
+  // the tile's lines of y are on their way into the cache while it is worked on
+  void expect(const Tile<T, D>& tile, int64_t b) const {
+    const int64_t count = d.weight ? s.outputs : s.channels;
+    const T* to = d.y + b * count * s.points + tile.first;
+    for (int64_t c = 0; c < count; c++, to += s.points)
+      for (int64_t i = 0; i < POINTS; i += L) __builtin_prefetch(to + i, 1);
+  }
 
   // [group][block of outputs][tap, channel][output]
   void pack() {

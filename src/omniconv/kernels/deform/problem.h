@@ -117,25 +117,42 @@ inline void transpose(
 }
 #endif
 
-// Row `row` of a sample of x, channels `step` numbers apart and pixels `along`, as it is kept.
+// Channels of an offset group that are copied at once: as many streams as a processor foresees.
+struct Strip {
+  int64_t group, first, count;
+
+  Strip(const Problem& s, int64_t number)
+      : group(number / each(s)),
+        first(number % each(s) * 16),
+        count(std::min<int64_t>(16, s.shared - first)) {}
+  static int64_t each(const Problem& s) { return (s.shared + 15) / 16; }
+  static int64_t all(const Problem& s) { return s.offset_groups * each(s); }
+};
+
+// A strip of a sample of x, channels `step` numbers apart and pixels `along`, as it is kept.
 template <class T>
-void keep(const Problem& s, const T* x, int64_t step, int64_t along, int64_t row, T* kept) {
-  const int64_t length = s.size[s.dim - 1], source = s.source(row);
-  for (int64_t g = 0; g < s.offset_groups; g++, x += s.shared * step) {
-    T* to = kept + s.start(g) + row * (length + 3) * s.shared;
+void keep(const Problem& s, const T* x, int64_t step, int64_t along, const Strip& strip, T* kept) {
+  const int64_t length = s.size[s.dim - 1], rows = s.rows();
+  T* to = kept + s.start(strip.group) + strip.first;
+  x += (strip.group * s.shared + strip.first) * step;
+  const auto clear = [&](int64_t count) {
+    for (; count; count--, to += s.shared) std::fill(to, to + strip.count, T(0));
+  };
+  for (int64_t row = 0; row < rows; row++) {
+    const int64_t source = s.source(row);
     if (source < 0) {
-      std::fill(to, to + (length + 3) * s.shared, T(0));
+      clear(length + 3);
       continue;
     }
-    std::fill(to, to + s.shared, T(0));
-    to += s.shared;
+    clear(1);
     const T* from = x + source * length * along;
     if (step == 1)
       for (int64_t i = 0; i < length; i++)
-        std::copy(from + i * along, from + i * along + s.shared, to + i * s.shared);
+        std::copy(from + i * along, from + i * along + strip.count, to + i * s.shared);
     else
-      transpose(from, step, to, s.shared, s.shared, length);
-    std::fill(to + length * s.shared, to + (length + 2) * s.shared, T(0));
+      transpose(from, step, to, s.shared, strip.count, length);
+    to += length * s.shared;
+    clear(2);
   }
 }
 

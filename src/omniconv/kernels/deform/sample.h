@@ -215,6 +215,9 @@ CLONES void spread(const Problem& s, const Spread<T>& d, const Places<T>& places
   Value<T> dots[L * C];
   for (int64_t i = 0; i < n; i += L) {
     const int64_t lanes = std::min(L, n - i);
+    if (d.by_mask) __builtin_prefetch(d.by_mask + i, 1);
+    for (int a = 0; d.by_offset && a < D; a++)
+      __builtin_prefetch(d.by_offset + a * s.points + i, 1);
     for (int64_t p = 0; p < lanes; p++, grad += row) {
       const int64_t at = places.pixel[i + p] * shared;
       Value<T> w[C], dot[C] = {};
