@@ -87,7 +87,8 @@ def convmixer(width: int = 256, depth: int = 8, extent: int = 9) -> nn.Module:
 def large_kernels(width: int, depth: int, *extents: int) -> nn.Module:
     """Blocks of RepLKNet (Ding et al., CVPR 2022), with the depthwise layers of these extents.
 
-    More than one are the branches of a re-parameterised layer while it is trained.
+    More than one are the branches of a re-parameterised layer while it is trained. GELU replaces
+    ReLU, at whose kink a rounding decides on a gradient.
     """
 
     def normed(layer: nn.Conv2d) -> nn.Module:
@@ -99,7 +100,7 @@ def large_kernels(width: int, depth: int, *extents: int) -> nn.Module:
     parts: Parts = []
     for _ in range(depth):
         sides = _Together(*(normed(_depthwise(width, extent, bias=False)) for extent in extents))
-        mix = (narrow(width, width), nn.ReLU(), sides, nn.ReLU(), narrow(width, width))
+        mix = (narrow(width, width), nn.GELU(), sides, nn.GELU(), narrow(width, width))
         feed = (narrow(width, 4 * width), nn.GELU(), narrow(4 * width, width))
         parts += [_Residual(nn.BatchNorm2d(width), *mix), _Residual(nn.BatchNorm2d(width), *feed)]
     return nn.Sequential(*parts)
