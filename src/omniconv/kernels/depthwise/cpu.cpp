@@ -167,7 +167,7 @@ void convolve(
       const Band<T>& band = all[job % pieces];
       const int64_t kind = job / pieces % blocks.kinds, repeat = job / pieces / blocks.kinds;
       fill(source(job), x.size, band.x, in.get());
-      const Planes<const S> next = source(job + 1);
+      const Planes<const S> next = job + 1 < last ? source(job + 1) : Planes<const S>{};
       const Planes<S> target = blocks.planes(out, 1, repeat, kind);
       const Box& then = all[(job + 1) % pieces].x;
       // vectors that lie in the tensor as they are computed need not be copied
@@ -182,7 +182,7 @@ void convolve(
       correlate_band<T>(
           g, band, kernels.get() + kind * taps, in.get(), starts.get() + kind, to, step,
           [&](int64_t part, int64_t parts) {
-            if (job + 1 < last) fetch<false>(next, x.size, then, part, parts);
+            fetch<false>(next, x.size, then, part, parts);
             if (!here) fetch<true>(target, out.size, band.out, part, parts);
           });
       if (!here) empty(target, out.size, band.out, found.get());
@@ -221,12 +221,14 @@ void gradient_of_kernels(
         const Band<T>&band = all[i % pieces], &then = all[(i + 1) % pieces];
         fill(blocks.planes(h, 1, repeat, kind), h.size, band.h, grad.get());
         fill(blocks.planes(x, shared, repeat, kind), x.size, band.x, in.get());
-        const auto next_h = blocks.planes(h, 1, later, kind);
-        const auto next_x = blocks.planes(x, shared, later, kind);
+        Planes<const S> next_h{}, next_x{};
+        if (i + 1 < steps) {
+          next_h = blocks.planes(h, 1, later, kind);
+          next_x = blocks.planes(x, shared, later, kind);
+        }
         correlate_band<T>(
             g, band, grad.get(), in.get(), nullptr, sums.get() + job * taps, step,
             [&](int64_t row, int64_t rows) {
-              if (i + 1 == steps) return;
               fetch<false>(next_h, h.size, then.h, row, rows);
               fetch<false>(next_x, x.size, then.x, row, rows);
             });

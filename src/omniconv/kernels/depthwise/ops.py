@@ -17,7 +17,7 @@ from torch.library import Library, register_autograd, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from omniconv.kernels.backend import is_direct, load, state
-from omniconv.kernels.depthwise.choice import BY_TORCH, is_channels_last, way
+from omniconv.kernels.depthwise.choice import BY_TORCH, Way, is_channels_last, way
 from omniconv.kernels.depthwise.flops import depthwise_flops
 
 __all__ = ["depthwise", "depthwise_direct", "depthwise_input", "depthwise_weight", "empty_like"]
@@ -71,37 +71,45 @@ def run(which: int, out: Tensor, h: Tensor, x: Tensor, bias: Tensor | None, *res
     _loaded()(which, out, _dense(h), _dense(x), bias, *map(list, rest))
 
 
-def _forward(
+def _kernel_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints
 ) -> Tensor:
-    by = way("forward", x, x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    if by != "kernel":
-        return BY_TORCH[by].forward(x, weight, bias, stride, padding, dilation)
     out = _fake_forward(x, weight, bias, stride, padding, dilation)
-    run(FORWARD, out, weight.contiguous(), x, bias, stride, padding, dilation)
+    biases = None if bias is None else bias.contiguous()
+    run(FORWARD, out, weight.contiguous(), x, biases, stride, padding, dilation)
     return out
 
 
-def _input(
-    grad: Tensor, weight: Tensor, size: Ints, stride: Ints, padding: Ints, dilation: Ints
-) -> Tensor:
-    by = way("input", grad, size, weight.shape[2:], stride, padding, dilation)
-    if by != "kernel":
-        return BY_TORCH[by].input(grad, weight, size, stride, padding, dilation)
-    out = _fake_input(grad, weight, size, stride, padding, dilation)
-    run(INPUT, out, weight.contiguous(), grad, None, stride, padding, dilation)
+def _kernel_input(grad: Tensor, weight: Tensor, size: Ints, *geometry: Ints) -> Tensor:
+    out = _fake_input(grad, weight, size, *geometry)
+    run(INPUT, out, weight.contiguous(), grad, None, *geometry)
     return out
 
 
-def _weight(
-    grad: Tensor, x: Tensor, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints
-) -> Tensor:
-    by = way("weight", x, x.shape[2:], kernel_size, stride, padding, dilation)
-    if by != "kernel":
-        return BY_TORCH[by].weight(grad, x, kernel_size, stride, padding, dilation)
-    out = _fake_weight(grad, x, kernel_size, stride, padding, dilation)
-    run(WEIGHT, out, grad, x, None, stride, padding, dilation)
+def _kernel_weight(grad: Tensor, x: Tensor, kernel_size: Ints, *geometry: Ints) -> Tensor:
+    out = _fake_weight(grad, x, kernel_size, *geometry)
+    run(WEIGHT, out, grad, x, None, *geometry)
     return out
+
+
+KERNEL = Way(_kernel_forward, _kernel_input, _kernel_weight)
+"""The kernel, whatever the table says."""
+BY_WAY = {"kernel": KERNEL, **BY_TORCH}
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Ints) -> Tensor:
+    chosen = way("forward", x, len(weight), x.shape[2:], weight.shape[2:], *geometry)
+    return BY_WAY[chosen].forward(x, weight, bias, *geometry)
+
+
+def _input(grad: Tensor, weight: Tensor, size: Ints, *geometry: Ints) -> Tensor:
+    chosen = way("input", grad, len(weight), size, weight.shape[2:], *geometry)
+    return BY_WAY[chosen].input(grad, weight, size, *geometry)
+
+
+def _weight(grad: Tensor, x: Tensor, kernel_size: Ints, *geometry: Ints) -> Tensor:
+    chosen = way("weight", x, grad.shape[1], x.shape[2:], kernel_size, *geometry)
+    return BY_WAY[chosen].weight(grad, x, kernel_size, *geometry)
 
 
 def _forward_on_gpu(*arguments: Any) -> Tensor:

@@ -166,6 +166,7 @@ void empty(const Planes<S>& p, const int64_t* size, const Box& box, const Value<
 template <bool WRITE, class S>
 INLINE void fetch(
     const Planes<S>& p, const int64_t* size, const Box& box, int64_t part, int64_t parts) {
+  if (p.count == 0) return;
   const Range z = box.range[0].both({0, size[0]}), y = box.range[1].both({0, size[1]});
   const int64_t first = z.first * size[1] + y.first, last = (z.last - 1) * size[1] + y.last;
   const int64_t low = (first + (last - first) * part / parts) * p.step[1];
