@@ -24,30 +24,30 @@ struct Planes {
 };
 
 // rows of vectors of 16 bytes, turned
-typedef float Four __attribute__((vector_size(16)));
+typedef float Quad __attribute__((vector_size(16)));
 
 #if __has_builtin(__builtin_shufflevector)
-INLINE void turn(Four& a, Four& b, Four& c, Four& d) {
-  const Four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const Four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const Four AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const Four CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+INLINE void turn(Quad& a, Quad& b, Quad& c, Quad& d) {
+  const Quad ab = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Quad cd = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Quad AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Quad CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
   a = __builtin_shufflevector(ab, cd, 0, 1, 4, 5);
   b = __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
   c = __builtin_shufflevector(AB, CD, 0, 1, 4, 5);
   d = __builtin_shufflevector(AB, CD, 2, 3, 6, 7);
 }
 #else
-INLINE void turn(Four& a, Four& b, Four& c, Four& d) {
-  Four rows[4] = {a, b, c, d};
-  Four* out[4] = {&a, &b, &c, &d};
+INLINE void turn(Quad& a, Quad& b, Quad& c, Quad& d) {
+  Quad rows[4] = {a, b, c, d};
+  Quad* out[4] = {&a, &b, &c, &d};
   for (int i = 0; i < 4; i++)
     for (int j = 0; j < 4; j++) (*out[i])[j] = rows[j][i];
 }
 #endif
 
 INLINE void turn(const float* const* from, int64_t at, float* to) {
-  Four a, b, c, d;
+  Quad a, b, c, d;
   std::memcpy(&a, from[0] + at, sizeof a);
   std::memcpy(&b, from[1] + at, sizeof b);
   std::memcpy(&c, from[2] + at, sizeof c);
@@ -60,7 +60,7 @@ INLINE void turn(const float* const* from, int64_t at, float* to) {
 }
 
 INLINE void turn(const float* from, float* const* to, int64_t at) {
-  Four a, b, c, d;
+  Quad a, b, c, d;
   std::memcpy(&a, from, sizeof a);
   std::memcpy(&b, from + 16, sizeof b);
   std::memcpy(&c, from + 32, sizeof c);
