@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["OPSET", "export", "keeps_node"]
+__all__ = ["OPSET", "export", "keeps_node", "kept"]
 
 OPSET = 20
 """The opset that is written unless another is asked for; DeformConv needs 19."""
@@ -39,7 +39,7 @@ def export(model: nn.Module, args: tuple[Any, ...], **options: Any) -> Any:
     """
     table = {torch.ops.omniconv.deform.default: _node} | options.pop("custom_translation_table", {})
     options = {"opset_version": OPSET, "verbose": False} | options
-    with _kept():
+    with kept():
         return torch.onnx.export(
             model, args, dynamo=True, custom_translation_table=table, **options
         )
@@ -51,7 +51,8 @@ def keeps_node(dim: int, weight: object) -> bool:
 
 
 @contextmanager
-def _kept() -> Iterator[None]:
+def kept() -> Iterator[None]:
+    """While it is entered, exported programs hold ``omniconv::deform`` where a node fits."""
     global _keeping
     before, _keeping = _keeping, True
     try:

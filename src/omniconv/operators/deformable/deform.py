@@ -367,7 +367,7 @@ class DeformConv3d(_DeformConvNd):
 
 
 def naive_samples(x: Tensor, places: Sequence[Sequence[Tensor]], groups: int) -> Tensor:
-    r"""Multilinear interpolation by its definition, a sum over all pixels.
+    r"""Multilinear interpolation by its definition, a sum over all pixels of products of tents.
 
     Args:
         x: (B, C, \*S), padded already.
@@ -383,8 +383,9 @@ def naive_samples(x: Tensor, places: Sequence[Sequence[Tensor]], groups: int) ->
         found, letters = x, "ijk"[: len(place)]
         weights = []
         for axis, p in enumerate(place):
-            pixels = torch.arange(x.shape[3 + axis], dtype=x.dtype)
-            weights.append((1 - (p.flatten(2)[..., None] - pixels).abs()).clamp(min=0))
+            d = p.flatten(2)[..., None] - torch.arange(x.shape[3 + axis], dtype=x.dtype)
+            rising, falling = d.ge(-1) & d.lt(0), d.ge(0) & d.lt(1)
+            weights.append(rising * (1 + d) + falling * (1 - d))
         terms = ",".join(f"bgp{letter}" for letter in letters)
         found = torch.einsum(f"bgc{letters},{terms}->bgcp", x, *weights)
         samples.append(found.unflatten(-1, place[0].shape[2:]))
