@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "../element.h"
+#include "turn.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -57,6 +57,45 @@ INLINE void write_line(const Exact<S>* from, S* to, int64_t stride, int64_t coun
   if (j < count) write(to + count - L, read(from + count - L));
 }
 
+// to[n each + k] = from[k step + n], in squares of four by four
+template <class S>
+INLINE void read_turned(
+    const S* from, int64_t step, Exact<S>* to, int64_t each, int64_t count, int64_t length) {
+  int64_t n = 0;
+  for (; n + 4 <= count; n += 4) {
+    int64_t k = 0;
+    for (; k + 4 <= length; k += 4) {
+      Four<Exact<S>> rows[4];
+      for (int i = 0; i < 4; i++) rows[i] = read_four(from + (k + i) * step + n);
+      turn(rows);
+      for (int i = 0; i < 4; i++) write_four(to + (n + i) * each + k, rows[i]);
+    }
+    for (; k < length; k++)
+      for (int i = 0; i < 4; i++) to[(n + i) * each + k] = get(from + k * step + n + i);
+  }
+  for (; n < count; n++)
+    for (int64_t k = 0; k < length; k++) to[n * each + k] = get(from + k * step + n);
+}
+
+template <class S>
+INLINE void write_turned(
+    const Exact<S>* from, int64_t each, S* to, int64_t step, int64_t count, int64_t length) {
+  int64_t n = 0;
+  for (; n + 4 <= count; n += 4) {
+    int64_t k = 0;
+    for (; k + 4 <= length; k += 4) {
+      Four<Exact<S>> rows[4];
+      for (int i = 0; i < 4; i++) rows[i] = read_four(from + (n + i) * each + k);
+      turn(rows);
+      for (int i = 0; i < 4; i++) write_four(to + (k + i) * step + n, rows[i]);
+    }
+    for (; k < length; k++)
+      for (int i = 0; i < 4; i++) put(to + k * step + n + i, from[(n + i) * each + k]);
+  }
+  for (; n < count; n++)
+    for (int64_t k = 0; k < length; k++) put(to + k * step + n, from[n * each + k]);
+}
+
 // Whether the tensors lie interleaved, element by element.
 template <class S>
 INLINE bool interleaved(S* const* tensors, int64_t count) {
@@ -102,8 +141,13 @@ CLONES void pack(
           read_line(from, step, to + first, last - first);
           continue;
         }
-        for (int64_t k = first; k < last; k++, from += step)
-          for (int64_t n = 0; n < count; n++) to[n * each + k] = get(from + n);
+        if (j + 1 < box.last[1]) {
+          const S* next = from + box.step[1] * box.stride[1];
+          for (int64_t k = 0; k < last - first; k++)
+            for (int64_t n = 0; n < count; n += 64 / int64_t(sizeof(S)))
+              __builtin_prefetch(next + k * step + n);
+        }
+        read_turned(from, step, to + first, each, count, last - first);
       }
 }
 
@@ -124,8 +168,7 @@ CLONES void unpack(
           write_line(from + first, to, step, last - first);
           continue;
         }
-        for (int64_t k = first; k < last; k++, to += step)
-          for (int64_t n = 0; n < count; n++) put(to + n, from[n * each + k]);
+        write_turned(from + first, each, to, step, count, last - first);
       }
 }
 

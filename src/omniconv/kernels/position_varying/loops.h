@@ -117,6 +117,12 @@ CLONES void correlate(const Job<T>& job) {
   }
 }
 
+// The greater one, or either where one is NaN: the sum of exponentials shows that.
+template <class T>
+INLINE T greater(const T& a, const T& b) {
+  return a > b ? a : b;
+}
+
 // exp(x) for x <= 0 or NaN
 template <class T>
 INLINE Value<T> decay(const Value<T>& x) {
@@ -133,7 +139,7 @@ CLONES void normalise(T* weight, int64_t tap, int64_t taps, int64_t count) {
     Value<T> most = read(weight + p), sum{};
     for (int64_t q = 1; q < taps; q++) {
       const Value<T> value = read(weight + q * tap + p);
-      most = value > most || value != value ? value : most;
+      most = greater(value, most);
     }
     for (int64_t q = 0; q < taps; q++) {
       const Value<T> power = decay<T>(read(weight + q * tap + p) - most);
@@ -165,7 +171,7 @@ template <class T>
 CLONES void keep_greatest(const T* weight, T* most, int64_t count) {
   for (int64_t p = 0; p < count; p += Lanes<T>::count) {
     const Value<T> value = read(weight + p), before = read(most + p);
-    write(most + p, Value<T>(value > before || value != value ? value : before));
+    write(most + p, greater(value, before));
   }
 }
 
