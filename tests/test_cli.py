@@ -12,6 +12,7 @@ import pytest
 import omniconv as oc
 from omniconv import literature
 from omniconv.core.card import Card
+from omniconv.kernels import build
 
 FIVE = ["dcls", "involution", "partial", "phc", "weighted"]
 
@@ -78,6 +79,11 @@ def test_doctor_finds_what_is_here():
     for package, module in (("rich", "rich"), ("onnxruntime", "onnxruntime")):
         assert (found[package]["status"] == "ok") == (find_spec(module) is not None)
     assert all(f["remedy"] for f in found.values() if f["status"] != "ok")
+    kernels = [name for name in found if name.startswith("kernel ")]
+    assert kernels == [f"kernel {name}" for name in build.KERNELS]
+    assert {found[name]["purpose"] for name in kernels} == {"speed on the CPU"}
+    assert (found["triton"]["status"] == "ok") == (find_spec("triton") is not None)
+    assert found["triton"]["purpose"] == "speed on the GPU"
 
 
 def test_doctor_tells_a_broken_package_from_a_missing_one(tmp_path):

@@ -61,6 +61,7 @@ def examine(build: bool = False) -> tuple[Finding, ...]:
         *_devices(),
         *_backends(),
         *_kernels(build),
+        _triton(),
         _compiler(),
         _allocator(),
         *(_package(name) for name in PACKAGES),
@@ -184,13 +185,23 @@ def _allocator() -> Finding:
 def _package(name: str) -> Finding:
     module, extra, purpose = PACKAGES[name]
     remedy = f'pip install "omniconv[{extra}]"'
+    return _installed(name, module, purpose, remedy, f"{remedy} --force-reinstall")
+
+
+def _triton() -> Finding:
+    remedy = "install a CUDA build of torch, which brings it; without a GPU it is not needed"
+    return _installed("triton", "triton", "speed on the GPU", remedy, remedy)
+
+
+def _installed(name: str, module: str, purpose: str, if_missing: str, if_broken: str) -> Finding:
+    """Whether a package is there and can be imported, and the remedies if not."""
     try:
         found = version(name)
     except PackageNotFoundError:
-        return Finding(name, "missing", "not installed", purpose, remedy)
+        return Finding(name, "missing", "not installed", purpose, if_missing)
     try:
         import_module(module)
     except Exception as error:
         reason = f"{found}, but: {type(error).__name__}: {error}".splitlines()[0]
-        return Finding(name, "broken", reason, purpose, f"{remedy} --force-reinstall")
+        return Finding(name, "broken", reason, purpose, if_broken)
     return Finding(name, "ok", found, purpose)
