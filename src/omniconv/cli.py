@@ -295,11 +295,15 @@ def bench(
     store: Annotated[
         Path | None, typer.Option("--save", help="Folder of histories to append to.")
     ] = None,
+    retune: Annotated[
+        bool, typer.Option("--tune", help="Measure when depthwise uses torch, keep it; no more.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check and time the kernels, against torch's best and the machine's limits."""
-    from omniconv.bench.run import run, save, settings
+    from omniconv.bench.run import run, save, settings, tune
     from omniconv.bench.table import show as shown
+    from omniconv.bench.table import show_choice
 
     asked = settings(
         kernels or (),
@@ -311,6 +315,10 @@ def bench(
         compile=compile,
         device=device,
     )
+    if retune:
+        tuned = tune(asked)
+        _print_json(tuned) if as_json else print(show_choice(tuned))
+        return
     code, results = run(asked, lambda line: print(line, file=sys.stderr))
     if store is not None:
         save(results, store)

@@ -18,11 +18,10 @@ from omniconv.bench.case import LAYOUTS, SUITES
 from omniconv.compare import worker
 from omniconv.core import args
 
-__all__ = ["DTYPES", "Settings", "run", "save", "settings"]
+__all__ = ["DTYPES", "Settings", "read", "run", "save", "settings", "tune"]
 
 DTYPES = ("float32", "bfloat16")
 DEVICES = ("cpu", "cuda")
-PER_MACHINE = ("threads", "gpu")
 
 Watch = Callable[[str], None]
 
@@ -163,6 +162,25 @@ def _run(kernel: str, threads: int, asked: Settings, watch: Watch) -> dict[str, 
 
 def _counted(threads: int) -> str:
     return f"{threads} thread{'s' if threads > 1 else ''}"
+
+
+def tune(asked: Settings) -> dict[str, Any]:
+    """Measure again which way computes a depthwise convolution here; later processes follow it.
+
+    Returns:
+        ``path`` of the table, and the ``table``: pass and layout -> ways, each from so many taps
+        inside the image on.
+
+    Raises:
+        ValueError: More than one number of threads, or it did not work; the message is a sentence.
+    """
+    if len(asked.threads) > 1:
+        raise ValueError(f"threads must be one number to tune for, got {list(asked.threads)}")
+    with closing(worker.run("bench.tune", {"threads": asked.threads[0]}, asked.threads[0])) as told:
+        *_, last = told
+    if last["event"] == "failed":
+        raise ValueError(f"the choice of depthwise cannot be tuned: {last['reason']}")
+    return {"path": last["path"], "table": last["table"]}
 
 
 def save(results: dict[str, Any], folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omniconv.core.table import text_table
 
-__all__ = ["show"]
+__all__ = ["digits", "show", "show_choice"]
 
 HEAD = ("", "ms", "quartiles", "bound", "reached", "best of torch", "ms", "ours is")
 LEFT = (0, 5)
@@ -79,6 +79,16 @@ def _beside(each: dict[str, Any]) -> str:
     if each["saved"] is not None:
         shown.append(f"{100 * each['saved']:.0f} % of what torch's layers take is saved")
     return ", ".join(shown)
+
+
+def show_choice(tuned: dict[str, Any]) -> str:
+    """The table of ways that the tuning left, and where."""
+    rows = [("pass", "layout", "ways, from so many taps inside the image on")]
+    for key, steps in tuned["table"].items():
+        ways = ", ".join(f"{way} from {least:.0f}" for least, way in steps)
+        name, layout = key.split()
+        rows.append((name, layout, ways))
+    return "\n".join([*text_table(rows, left=3), "", f"Kept in {tuned['path']}"])
 
 
 def digits(value: float) -> str:
