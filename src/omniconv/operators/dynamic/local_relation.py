@@ -23,8 +23,9 @@ few tensors (B, groups, \*kernel_size, \*S').
 Source: H. Hu, Z. Zhang, Z. Xie, S. Lin, "Local Relation Networks for Image Recognition", ICCV 2019.
 
 The paper's layer ends with a 1-wide convolution that mixes the channels: follow this one by
-``nn.ConvNd(C, O, 1)``, as ``swap_`` does where it replaces a dense convolution. There is no
-official code.
+``nn.ConvNd(C, O, 1)``, as ``swap_`` does where it replaces a dense convolution.
+
+There is no official code.
 """
 
 from __future__ import annotations
@@ -335,6 +336,8 @@ def card() -> Card:
         summary="Weights of a window by how well each of its pixels goes with the centre.",
         citation="H. Hu, Z. Zhang, Z. Xie, S. Lin: Local Relation Networks for Image Recognition. "
         "ICCV 2019",
+        claim="Greater modelling capacity than regular convolutions on ImageNet, without a figure "
+        "(abstract).",
         rows=(310,),
         reference=_reference,
         flops=_flops,
