@@ -136,7 +136,7 @@ struct Lay {
 // Memory of one thread.
 template <class T>
 struct Memory {
-  T *values, *weight, *gradient, *result, *most, *sum;
+  T *values, *weight, *spare, *result;
 };
 
 template <class S>
@@ -151,6 +151,7 @@ struct Work {
   std::vector<Tap> taps;
   int64_t phases[3];  // remainders modulo the stride that values are packed for
   int64_t values_size, lanes, packed;
+  int64_t spare = 0;  // numbers of memory more, for a pass
 
   Work(const Shape& shape, const Weights<S>& weights_, const Tiling& tiling_, bool by_phase)
       : s(shape), weights(weights_), tiling(tiling_), lay(tiling_, L), taps(all_taps(shape)) {
@@ -247,20 +248,38 @@ struct Work {
     return found;
   }
 
-  Job<T> job(const Memory<T>& memory, T* weight, const std::vector<int64_t>& offset) const {
-    return {memory.values,  weight,        memory.result,
-            channel_values(), lanes,       lanes,
-            offset.data(),  0,             int64_t(offset.size()),
-            lay.runs,       lay.vectors,   lay.values_line,
-            lay.line};
+  // Where packed weights lie.
+  std::vector<int64_t> places() const {
+    std::vector<int64_t> found;
+    for (size_t q = 0; q < taps.size(); q++) found.push_back(int64_t(q) * lanes);
+    return found;
+  }
+
+  Job<T> job(
+      const Memory<T>& memory, T* weight, const std::vector<int64_t>& offset,
+      const std::vector<int64_t>& place) const {
+    Job<T> job;
+    job.values = memory.values;
+    job.weight = weight;
+    job.result = memory.result;
+    job.channel = channel_values();
+    job.lane = lanes;
+    job.offset = offset.data();
+    job.place = place.data();
+    job.taps = int64_t(offset.size());
+    job.runs = lay.runs;
+    job.vectors = lay.vectors;
+    job.values_run = lay.values_line;
+    job.weight_run = job.run = lay.line;
+    return job;
   }
 
   template <class Loop>
-  void by_plane(Job<T> job, int64_t planes, Loop loop) const {
+  void by_plane(Job<T> job, int64_t planes, int64_t weight_plane, Loop loop) const {
     for (int64_t i = 0; i < planes; i++) {
       loop(job);
       job.values += lay.values_plane;
-      job.weight += lay.plane;
+      job.weight += weight_plane;
       job.result += lay.plane;
     }
   }
@@ -270,7 +289,7 @@ struct Work {
   void run(const Task& task) const {
     const int64_t values = packed * channel_values() + 4 * L, weight = s.taps() * lanes;
     const int64_t result = packed * lanes, each = tiling.tiles();
-    const int64_t whole = values + 2 * weight + result + 3 * values_size + 16 * L;
+    const int64_t whole = values + weight + spare + result + 4 * L;
     const int64_t cost = weight * (s.shared() + 4) / 16;
     torch::stable::parallel_for(0, tasks(), 20000 / (cost + 1) + 1, [&](int64_t first, int64_t last) {
       constexpr std::align_val_t line{64};
@@ -283,10 +302,8 @@ struct Work {
       Memory<T> memory;
       memory.values = take(values);
       memory.weight = take(weight);
-      memory.gradient = take(std::max(weight, values_size + L));
+      memory.spare = take(spare);
       memory.result = take(result);
-      memory.most = take(values_size + L);
-      memory.sum = take(values_size + L);
       for (int64_t i = first; i < last; i++) {
         int64_t start[3], extent[3];
         tiling.place(i % each, start, extent);
@@ -309,7 +326,7 @@ template <class S>
 void forward(const Shape& s, const Image<S>& y, const Image<S>& x, const Weights<S>& weights) {
   using T = Exact<S>;
   const Work<S> work(s, weights, over_positions<S>(s), true);
-  const std::vector<int64_t> offsets = work.offsets();
+  const std::vector<int64_t> offsets = work.offsets(), places = work.places();
   work.run([&](const Memory<T>& memory, int64_t set, int64_t group, const int64_t* start,
                const int64_t* extent) {
     work.pack_weights(set, group, start, extent, memory.weight);
@@ -317,11 +334,11 @@ void forward(const Shape& s, const Image<S>& y, const Image<S>& x, const Weights
     out.settle();
     for (int64_t m = 0; m < s.shared(); m += work.packed) {
       S *from[CHANNELS], *to[CHANNELS];
-      Job<T> job = work.job(memory, memory.weight, offsets);
+      Job<T> job = work.job(memory, memory.weight, offsets, places);
       job.channels = work.channels(set, group, m, x, from);
       work.channels(set, group, m, y, to);
       work.pack_input(from, job.channels, start, extent, x, memory.values);
-      work.by_plane(job, extent[0], apply<T>);
+      work.by_plane(job, extent[0], work.lay.plane, apply<T>);
       unpack<S>(memory.result, work.lanes, to, job.channels, out);
     }
   });
@@ -332,52 +349,33 @@ void by_weights(
     const Shape& s, const Weights<S>& gradient, const Image<S>& grad, const Image<S>& x,
     const Weights<S>& weights) {
   using T = Exact<S>;
-  const Work<S> work(s, weights, over_positions<S>(s), true);
+  Work<S> work(s, weights, over_positions<S>(s), true);
+  work.spare = s.taps() * work.lanes;
   const Work<S> target(s, gradient, work.tiling, true);
-  const std::vector<int64_t> offsets = work.offsets();
+  const std::vector<int64_t> offsets = work.offsets(), places = work.places();
   work.run([&](const Memory<T>& memory, int64_t set, int64_t group, const int64_t* start,
                const int64_t* extent) {
-    std::fill(memory.gradient, memory.gradient + s.taps() * work.lanes, T(0));
+    std::fill(memory.spare, memory.spare + s.taps() * work.lanes, T(0));
     Box in = work.box(start, extent, grad.space);
     in.settle();
     for (int64_t m = 0; m < s.shared(); m += work.packed) {
       S *from[CHANNELS], *above[CHANNELS];
-      Job<T> job = work.job(memory, memory.gradient, offsets);
+      Job<T> job = work.job(memory, memory.spare, offsets, places);
       job.channels = work.channels(set, group, m, x, from);
       work.channels(set, group, m, grad, above);
       work.pack_input(from, job.channels, start, extent, x, memory.values);
       pack<S>(above, job.channels, job.channels, in, memory.result, work.lanes);
-      work.by_plane(job, extent[0], correlate<T>);
+      work.by_plane(job, extent[0], work.lay.plane, correlate<T>);
     }
     if (s.softmax) {
       work.pack_weights(set, group, start, extent, memory.weight);
-      pull_back<T>(memory.weight, memory.gradient, work.lanes, s.taps(), work.lanes);
+      pull_back<T>(memory.weight, memory.spare, work.lanes, s.taps(), work.lanes);
     }
     const std::vector<S*> to = target.addresses(set, group);
     Box out = work.box(start, extent, gradient.space);
     out.settle();
-    unpack<S>(memory.gradient, work.lanes, to.data(), int64_t(to.size()), out);
+    unpack<S>(memory.spare, work.lanes, to.data(), int64_t(to.size()), out);
   });
-}
-
-// The greatest weight and the sum of exponentials of every position that the box's values are for.
-template <class S>
-void find_sums(
-    const Work<S>& work, const Memory<Exact<S>>& memory, int64_t set, int64_t group, Box box) {
-  using T = Exact<S>;
-  const int64_t size = work.values_size;
-  for (int a = 0; a < 3; a++) box.stride[a] = work.weights.space[a];
-  const std::vector<S*> from = work.addresses(set, group);
-  const auto each = [&](auto use) {
-    for (size_t q = 0; q < from.size(); q++) {
-      pack<S>(from.data() + q, 1, int64_t(from.size() - q), box, memory.gradient, size);
-      use();
-    }
-  };
-  std::fill(memory.most, memory.most + size, -std::numeric_limits<T>::infinity());
-  std::fill(memory.sum, memory.sum + size, T(0));
-  each([&] { keep_greatest<T>(memory.gradient, memory.most, size); });
-  each([&] { add_power<T>(memory.gradient, memory.most, memory.sum, size); });
 }
 
 template <class S>
@@ -385,12 +383,18 @@ void by_input(
     const Shape& s, const Image<S>& gradient, const Image<S>& grad, const Weights<S>& weights) {
   using T = Exact<S>;
   const Axis* axis = s.axis;
+  // Normalised weights are made once, and interleaved ones turned once, for all that a box reads;
+  // others are packed as they are used, tap by tap.
+  const bool whole = s.softmax || (weights.space[2] != 1 && axis[2].out > 1);
   const Tiling tiling(
       {axis[0].cells(), axis[1].cells(), axis[2].cells()},
       {axis[0].reach(), axis[1].reach(), axis[2].reach()},
-      BUDGET / int64_t(sizeof(T)) / s.taps(), s.sets * s.groups);
-  const Work<S> work(s, weights, tiling, false);
+      (whole ? 2 : 1) * BUDGET / int64_t(sizeof(T)) / s.taps(), s.sets * s.groups);
+  Work<S> work(s, weights, tiling, false);
   const Lay& lay = work.lay;
+  const int64_t each = (work.values_size + work.L - 1) / work.L * work.L;
+  work.spare = whole ? s.taps() * each + 4 * work.L : 0;
+  const int64_t phases = axis[0].stride * axis[1].stride * axis[2].stride;
   work.run([&](const Memory<T>& memory, int64_t set, int64_t group, int64_t* start,
                const int64_t* extent) {
     for (int a = 0; a < 3; a++) start[a] += axis[a].first_cell();
@@ -402,9 +406,14 @@ void by_input(
       in.extent[a] += tiling.reach[a];
     }
     in.settle();
-    if (s.softmax) find_sums(work, memory, set, group, in);
     const std::vector<S*> from = work.addresses(set, group);
-    std::vector<int64_t> offsets;
+    if (whole) {
+      Box read = in;
+      std::copy(weights.space, weights.space + 3, read.stride);
+      pack<S>(from.data(), s.taps(), s.taps(), read, memory.spare, each);
+    }
+    if (s.softmax) normalise<T>(memory.spare, each, s.taps(), each);
+    std::vector<int64_t> offsets, places;
     for (int64_t m = 0; m < s.shared(); m += work.packed) {
       S *above[CHANNELS], *to[CHANNELS];
       const int64_t channels = work.channels(set, group, m, grad, above);
@@ -415,6 +424,7 @@ void by_input(
           for (int64_t k = 0; k < axis[2].stride; k++) {
             const int64_t phase[3] = {i, j, k};
             offsets.clear();
+            places.clear();
             for (const Tap& tap : work.taps) {
               int64_t back[3];
               bool here = true;
@@ -425,26 +435,21 @@ void by_input(
               if (!here) continue;
               const int64_t offset =
                   back[0] * lay.values_plane + back[1] * lay.values_line + back[2];
-              T* weight = memory.weight + int64_t(offsets.size()) * work.lanes;
+              const int64_t q = &tap - work.taps.data();
+              places.push_back(whole ? q * each + offset : int64_t(offsets.size()) * work.lanes);
               offsets.push_back(offset);
-              if (m > 0 && axis[0].stride * axis[1].stride * axis[2].stride == 1) continue;
+              if (whole || (m > 0 && phases == 1)) continue;
               Box shifted = work.box(start, extent, weights.space);
               for (int a = 0; a < 3; a++) shifted.start[a] -= axis[a].shift(tap.at[a]);
               shifted.settle();
-              const int64_t q = &tap - work.taps.data(), known = int64_t(work.taps.size()) - q;
-              pack<S>(from.data() + q, 1, known, shifted, weight, work.lanes);
-              if (!s.softmax) continue;
-              for (int64_t p = 0; p < extent[0]; p++)
-                for (int64_t r = 0; r < lay.runs; r++) {
-                  const int64_t at = offset + p * lay.values_plane + r * lay.values_line;
-                  divide<T>(
-                      weight + p * lay.plane + r * lay.line, memory.most + at, memory.sum + at,
-                      lay.vectors * work.L);
-                }
+              pack<S>(
+                  from.data() + q, 1, s.taps() - q, shifted, memory.weight + places.back(),
+                  work.lanes);
             }
-            Job<T> job = work.job(memory, memory.weight, offsets);
+            Job<T> job = work.job(memory, whole ? memory.spare : memory.weight, offsets, places);
             job.channels = channels;
-            work.by_plane(job, extent[0], apply<T>);
+            if (whole) job.weight_run = lay.values_line;
+            work.by_plane(job, extent[0], whole ? lay.values_plane : lay.plane, apply<T>);
             Box out = work.box(start, extent, gradient.space);
             for (int a = 0; a < 3; a++) {
               out.start[a] = start[a] * axis[a].stride + phase[a] - axis[a].low;

@@ -18,10 +18,10 @@ struct Job {
   const T* values;  // of every channel
   T* weight;        // of every tap
   T* result;        // apply: of every channel; correlate: the channels' factors
-  int64_t channel, tap, lane;  // from one channel, tap, channel's result to the next
-  const int64_t* offset;
+  int64_t channel, lane;  // from one channel's values and results to the next one's
+  const int64_t *offset, *place;  // of a tap's values and of its weights
   int64_t channels, taps, runs, vectors;
-  int64_t values_run, run;  // from one run to the next
+  int64_t values_run, weight_run, run;  // from one run to the next
 };
 
 template <class T, int C, int N>
@@ -32,7 +32,7 @@ INLINE void apply_tile(const Job<T>& job, const T* values, const T* weight, T* r
     const T* from = values + job.offset[q];
     Value<T> factor[N];
 UNROLL
-    for (int n = 0; n < N; n++) factor[n] = read(weight + q * job.tap + n * L);
+    for (int n = 0; n < N; n++) factor[n] = read(weight + job.place[q] + n * L);
 UNROLL
     for (int c = 0; c < C; c++)
 UNROLL
@@ -48,7 +48,7 @@ template <class T, int N>
 INLINE void apply_column(const Job<T>& job, int64_t run, int64_t vector) {
   const int64_t at = vector * Lanes<T>::count;
   const T* values = job.values + run * job.values_run + at;
-  const T* weight = job.weight + run * job.run + at;
+  const T* weight = job.weight + run * job.weight_run + at;
   T* result = job.result + run * job.run + at;
   int64_t c = 0;
   for (; c + 8 <= job.channels; c += 8)
@@ -71,13 +71,13 @@ CLONES void apply(const Job<T>& job) {
 
 template <class T, int Q, int N>
 INLINE void correlate_tile(
-    const Job<T>& job, const T* values, const T* factors, T* weight, const int64_t* offset) {
+    const Job<T>& job, const T* values, const T* factors, T* weight, int64_t tap) {
   constexpr int64_t L = Lanes<T>::count;
   Value<T> sum[Q][N];
 UNROLL
   for (int q = 0; q < Q; q++)
 UNROLL
-    for (int n = 0; n < N; n++) sum[q][n] = read(weight + q * job.tap + n * L);
+    for (int n = 0; n < N; n++) sum[q][n] = read(weight + job.place[tap + q] + n * L);
   for (int64_t c = 0; c < job.channels; c++) {
     Value<T> factor[N];
 UNROLL
@@ -86,12 +86,12 @@ UNROLL
     for (int q = 0; q < Q; q++)
 UNROLL
       for (int n = 0; n < N; n++)
-        sum[q][n] += factor[n] * read(values + c * job.channel + offset[q] + n * L);
+        sum[q][n] += factor[n] * read(values + c * job.channel + job.offset[tap + q] + n * L);
   }
 UNROLL
   for (int q = 0; q < Q; q++)
 UNROLL
-    for (int n = 0; n < N; n++) write(weight + q * job.tap + n * L, sum[q][n]);
+    for (int n = 0; n < N; n++) write(weight + job.place[tap + q] + n * L, sum[q][n]);
 }
 
 template <class T, int N>
@@ -99,12 +99,12 @@ INLINE void correlate_column(const Job<T>& job, int64_t run, int64_t vector) {
   const int64_t at = vector * Lanes<T>::count;
   const T* values = job.values + run * job.values_run + at;
   const T* factors = job.result + run * job.run + at;
-  T* weight = job.weight + run * job.run + at;
+  T* weight = job.weight + run * job.weight_run + at;
   int64_t q = 0;
   for (; q + 4 <= job.taps; q += 4)
-    correlate_tile<T, 4, N>(job, values, factors, weight + q * job.tap, job.offset + q);
+    correlate_tile<T, 4, N>(job, values, factors, weight, q);
   for (; q < job.taps; q++)
-    correlate_tile<T, 1, N>(job, values, factors, weight + q * job.tap, job.offset + q);
+    correlate_tile<T, 1, N>(job, values, factors, weight, q);
 }
 
 // weight[q][p] += sum over channels of result[c][p] values[c][p + offset[q]]
@@ -115,12 +115,6 @@ CLONES void correlate(const Job<T>& job) {
     for (; vector + 2 <= job.vectors; vector += 2) correlate_column<T, 2>(job, run, vector);
     if (vector < job.vectors) correlate_column<T, 1>(job, run, vector);
   }
-}
-
-// The greater one, or either where one is NaN: the sum of exponentials shows that.
-template <class T>
-INLINE T greater(const T& a, const T& b) {
-  return a > b ? a : b;
 }
 
 // exp(x) for x <= 0 or NaN
@@ -139,7 +133,7 @@ CLONES void normalise(T* weight, int64_t tap, int64_t taps, int64_t count) {
     Value<T> most = read(weight + p), sum{};
     for (int64_t q = 1; q < taps; q++) {
       const Value<T> value = read(weight + q * tap + p);
-      most = greater(value, most);
+      most = value > most ? value : most;  // of NaN either: the sum shows it
     }
     for (int64_t q = 0; q < taps; q++) {
       const Value<T> power = decay<T>(read(weight + q * tap + p) - most);
@@ -164,30 +158,6 @@ CLONES void pull_back(const T* weight, T* gradient, int64_t tap, int64_t taps, i
       write(gradient + q * tap + p, Value<T>(read(weight + q * tap + p) * moved));
     }
   }
-}
-
-// One tap's share of the greatest weights, and of the sums of exponentials.
-template <class T>
-CLONES void keep_greatest(const T* weight, T* most, int64_t count) {
-  for (int64_t p = 0; p < count; p += Lanes<T>::count) {
-    const Value<T> value = read(weight + p), before = read(most + p);
-    write(most + p, greater(value, before));
-  }
-}
-
-template <class T>
-CLONES void add_power(const T* weight, const T* most, T* sum, int64_t count) {
-  for (int64_t p = 0; p < count; p += Lanes<T>::count)
-    write(sum + p, Value<T>(read(sum + p) + decay<T>(read(weight + p) - read(most + p))));
-}
-
-// One tap's weights of a run, normalised by what lies for their positions in `most` and `sum`.
-template <class T>
-CLONES void divide(T* weight, const T* most, const T* sum, int64_t count) {
-  for (int64_t p = 0; p < count; p += Lanes<T>::count)
-    write(
-        weight + p,
-        Value<T>(decay<T>(read(weight + p) - read(most + p)) / read(sum + p)));
 }
 
 }  // namespace
