@@ -46,6 +46,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ __all__ = [
     "bytes_of",
     "gradients",
     "in_layout",
+    "lazily",
     "step",
     "taps_inside",
 ]
@@ -172,6 +174,12 @@ def taps_inside(
     outputs = (size + low + high - dilation * (extent - 1) - 1) // stride + 1
     starts = [position * stride - low for position in range(outputs)]
     return sum(0 <= s + tap * dilation < size for s in starts for tap in range(extent))
+
+
+def lazily(make: Callable[[], Call]) -> Call:
+    """A call that is made at its first run, as one that has to compile something should be."""
+    made = cache(make)
+    return lambda: made()()
 
 
 def gradients(forward: Callable[..., Tensor], *inputs: Tensor, grad: Tensor) -> Call:
