@@ -16,13 +16,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.compiler import ASTSource
 
 __all__ = [
-    "DTYPES",
     "index_of",
     "launch",
     "precision",
     "read_at",
+    "source",
     "split",
     "splits",
     "three",
@@ -30,9 +31,12 @@ __all__ = [
     "with_axes",
 ]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""The dtypes of every Triton form; all of them accumulate in float32."""
-
+NAMES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+}
 NARROW = 2**30
 """From this many entries between a tensor's first and last one, offsets take 64 bits."""
 
@@ -51,6 +55,35 @@ def launch(
     first = next(t for t in args if isinstance(t, Tensor))
     with torch.cuda.device_of(first):
         kernel[(programs,)](*args, num_warps=warps, num_stages=stages, **constants)
+
+
+def source(kernel: Any, args: Sequence[Any], constants: dict[str, Any]) -> Any:
+    """What :func:`launch` would have Triton compile for these arguments: the same special cases.
+
+    Ones and None are constants, multiples of 16 and tensors are known to be aligned.
+    """
+    fixed: dict[tuple[int, ...], Any] = {}
+    aligned: dict[tuple[int, ...], Any] = {}
+
+    def kind(value: Any, path: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(v, (*path, i)) for i, v in enumerate(value))
+        if value is None or (not isinstance(value, Tensor) and value == 1):
+            fixed[path] = value
+            return "constexpr"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            aligned[path] = [["tt.divisibility", 16]]
+        if isinstance(value, Tensor):
+            return "*" + NAMES[value.dtype]
+        return "i32" if abs(value) < 2**31 else "i64"
+
+    names = [p.name for p in kernel.params]
+    signature = {
+        name: kind(value, (i,)) for i, (name, value) in enumerate(zip(names, args, strict=False))
+    }
+    for name in names[len(args) :]:
+        signature[name], fixed[names.index(name),] = "constexpr", constants[name]
+    return ASTSource(kernel, signature=signature, constexprs=fixed, attrs=aligned)
 
 
 def three(values: Sequence[int], fill: int) -> tuple[int, int, int]:

@@ -674,8 +674,8 @@ def _data(call: Call, grad: Tensor, found: list[Tensor], needed: Sequence[bool])
     if needed[0]:
         scale, back = _scales(call, grad)
         sums = torch.zeros_like(x, dtype=torch.int64)
-    tiles = call.dot
-    positions = 64
+    tiles, positions = call.dot, 32
+    tiles["OUTPUTS"] = min(tiles["OUTPUTS"], 32)
     if not call.dense:
         positions, tiles["CHANNELS"] = gpu.tile(x, 512, call.run, 4)
     gpu.launch(
@@ -688,7 +688,7 @@ def _data(call: Call, grad: Tensor, found: list[Tensor], needed: Sequence[bool])
         **(call.constants | tiles),
         POSITIONS=positions,
         INDEX=gpu.index_of(x, grad, call.offset, *(() if call.weight is None else (call.weight,))),
-        warps=8,
+        warps=4 if call.dense else 8,
     )
     if sums is not None and back is not None:
         found[0].copy_((sums.float() * back).view(found[0].shape))
