@@ -27,7 +27,8 @@ Source: J. Dai, H. Qi, Y. Xiong, Y. Li, G. Zhang, H. Hu, Y. Wei, "Deformable Con
 Networks", ICCV 2017 (v1: ``modulated=False``); X. Zhu, H. Hu, S. Lin, J. Dai, "Deformable ConvNets
 v2: More Deformable, Better Results", CVPR 2019; the restricted forms: Q. Huang, D. Wang, Y. Gao,
 Y. Cai, Z. Dong, B. Wu, K. Keutzer, J. Wawrzynek, "Algorithm-hardware Co-design for Deformable
-Convolution", 2020 (there with ``groups=in_channels``).
+Convolution", 2020 (there with ``groups=in_channels``; its low-bit numbers and its engine on an FPGA
+are not here).
 
 Masks start at 1/2, as in v2's paper; here the weights are drawn twice as wide then, so that the
 output has the plain layer's variance (the official code halves it). As in both papers, the
