@@ -430,6 +430,7 @@ def _correlate(
         N=outputs,
         PRECISION=gpu.precision(x),
         warps=inputs // 8,
+        stages=1,
     )
     return in_layout(out, layout_of(x))
 
