@@ -36,7 +36,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -176,7 +176,7 @@ class _DCNv3Nd(ConvLayer):
             (default: the same).
     """
 
-    no_weight_decay = ("norm_weight", "norm_bias")
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("norm_weight", "norm_bias")
 
     def setup(
         self,
@@ -366,7 +366,7 @@ class _DCNv3Nd(ConvLayer):
             ours: (state_dict[f"{theirs}.weight"], state_dict[f"{theirs}.bias"])
             for theirs, ours in OFFICIAL.items()
         }
-        found = {}
+        found: dict[str, Tensor] = {}
         for ours in ("depthwise", "norm"):
             weight, bias = parts[ours]
             found |= {"norm_weight" if ours == "norm" else ours: weight, f"{ours}_bias": bias}

@@ -9,8 +9,8 @@ of the (padded) input; at whole coordinates its derivative is that of the cell a
 mask come from one plain convolution r of x on the layer's own grid, whose weights start at 0:
 
 - ``shape="free"``: :math:`\Delta_q = r_q`, one number per tap and axis.
-- ``shape="square"``: :math:`\Delta_q = s\, p_q`, one number s per position, where
-  :math:`p_q` counts from the kernel's centre (K - 1)/2: a dilation d = 1 + s of its own.
+- ``shape="square"``: :math:`\Delta_q = s\, p_q`, one number s per position, where :math:`p_q`
+  counts from the kernel's centre (K - 1)/2: the layer's dilation times 1 + s.
 - ``max_offset=B``: :math:`\Delta` is clipped to [-B, B] on each axis (derivative 0 beyond).
 - ``round_offset=True``: :math:`\Delta` is then rounded to whole pixels, so that nothing is
   interpolated; its gradient passes as if it were not (straight through).
@@ -30,10 +30,10 @@ Y. Cai, Z. Dong, B. Wu, K. Keutzer, J. Wawrzynek, "Algorithm-hardware Co-design 
 Convolution", 2020 (there with ``groups=in_channels``; its low-bit numbers and its engine on an FPGA
 are not here).
 
-Masks start at 1/2, as in v2's paper; here the weights are drawn twice as wide then, so that the
-output has the plain layer's variance (the official code halves it). As in both papers, the
-generator learns at a tenth of the learning rate (``lr_factors``). Half precision, also under
-autocast, is computed in float32 and rounded once: places need it.
+Masks start at 1/2, as in v2's paper; here the weights are drawn twice as wide for that, so that the
+output has the plain layer's variance (the official code's starts at half the plain layer's size).
+As in v2's paper, the generator learns at a tenth of the learning rate (``lr_factors``). Half
+precision, also under autocast, is computed in float32 and rounded once: places need it.
 """
 
 from __future__ import annotations
@@ -134,8 +134,10 @@ def deform_conv(
             raise ValueError(f"bias must have shape ({outputs},), got {tuple(bias.shape)}")
     offset_groups = check_places(x, offset, mask, g)
     wide = wide_dtype(weight)
-    tensors = [None if t is None else t.to(wide) for t in (x, offset, mask, weight, bias)]
-    return _convolve(*tensors, g, offset_groups).to(weight.dtype)  # type: ignore[arg-type]
+    mask = None if mask is None else mask.to(wide)
+    bias = None if bias is None else bias.to(wide)
+    tensors = (x.to(wide), offset.to(wide), mask, weight.to(wide), bias)
+    return _convolve(*tensors, g, offset_groups).to(weight.dtype)
 
 
 def check_places(x: Tensor, offset: Any, mask: Any, g: ConvArguments) -> int:
