@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -67,6 +67,7 @@ def _passes(
         taps, position, width = (*tensors, None)[:3]
         return form(taps, position, width, size, interpolation)
 
+    @cache
     def reference() -> tuple[Tensor, ...]:
         exact = [t.detach().double().requires_grad_() for t in given]
         found: tuple[Tensor, ...] = step(
