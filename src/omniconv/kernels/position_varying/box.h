@@ -104,7 +104,7 @@ INLINE bool interleaved(S* const* tensors, int64_t count) {
   return count > 1;
 }
 
-constexpr int64_t AHEAD = 2;  // tensors from the one being read to the one that is fetched
+constexpr int64_t AHEAD = 3;  // tensors from the one being read to the one that is fetched
 
 // The box of several tensors, one after the other at the distance `each`. Of the `known` ones those
 // after the first `count` come next.
@@ -165,6 +165,11 @@ CLONES void unpack(
         const T* from = memory + m * each + i * box.plane + j * box.line;
         S* to = tensors[m] + box.row(i, j) + (box.start[2] + first * box.step[2]) * box.stride[2];
         if (!together) {
+          if (m + AHEAD < count) {
+            S* next = to + (tensors[m + AHEAD] - tensors[m]);
+            for (int64_t k = 0; k < last - first; k += 64 / int64_t(sizeof(S)))
+              __builtin_prefetch(next + k * step, 1);
+          }
           write_line(from + first, to, step, last - first);
           continue;
         }
