@@ -4,6 +4,13 @@
 
 #include "problem.h"
 
+// Compiled for AVX-512 alone; `width` says whether it may run. -DOMNICONV_ARCH compiles it for that.
+#if defined(__x86_64__) && !defined(OMNICONV_ARCH)
+#define WIDE __attribute__((target("arch=x86-64-v4")))
+#else
+#define WIDE CLONES
+#endif
+
 namespace {
 
 // Numbers from `data`, those of the next row and of the next term of the sum so far apart.
@@ -68,30 +75,40 @@ INLINE void strip(
         add);
 }
 
-// to (+)= left right: rows x (vectors of columns), V at a time, as many as there are registers for
-template <class T, int V>
-CLONES void multiply(
+// to (+)= left right: rows x (vectors of columns)
+template <class T>
+CLONES void multiply_narrow(
+    int64_t rows, int64_t vectors, int64_t terms, const Left<T>& left, const Right<T>& right,
+    T* to, int64_t to_row, bool add) {
+  const T* b = right.data;
+  for (; vectors; vectors--, b += right.block, to += Lanes<T>::count)
+    strip<T, 1>(rows, terms, left, b, right.term, to, to_row, add);
+}
+
+// The same four vectors at a time, for processors that have registers for them.
+template <class T>
+WIDE void multiply_wide(
     int64_t rows, int64_t vectors, int64_t terms, const Left<T>& left, const Right<T>& right,
     T* to, int64_t to_row, bool add) {
   constexpr int64_t L = Lanes<T>::count;
   const T* b = right.data;
-  for (; vectors >= V; vectors -= V, b += right.block, to += V * L)
-    strip<T, V>(rows, terms, left, b, right.term, to, to_row, add);
-  if constexpr (V == 4) {
-    if (vectors >= 2) {
-      strip<T, 2>(rows, terms, left, b, right.term, to, to_row, add);
-      vectors -= 2;
-      b += 2 * L;
-      to += 2 * L;
-    }
-    if (vectors) strip<T, 1>(rows, terms, left, b, right.term, to, to_row, add);
+  for (; vectors >= 4; vectors -= 4, b += right.block, to += 4 * L)
+    strip<T, 4>(rows, terms, left, b, right.term, to, to_row, add);
+  if (vectors >= 2) {
+    strip<T, 2>(rows, terms, left, b, right.term, to, to_row, add);
+    vectors -= 2;
+    b += 2 * L;
+    to += 2 * L;
   }
+  if (vectors) strip<T, 1>(rows, terms, left, b, right.term, to, to_row, add);
 }
 
 // Vectors of columns that are worked on at once.
 inline int64_t width() {
 #if defined(__x86_64__)
-  static const bool wide = __builtin_cpu_supports("avx512f");
+  static const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                           __builtin_cpu_supports("avx512vl");
   return wide ? 4 : 1;
 #else
   return 1;
@@ -102,7 +119,7 @@ template <class T>
 void multiply(
     int64_t rows, int64_t vectors, int64_t terms, const Left<T>& left, const Right<T>& right,
     T* to, int64_t to_row, bool add) {
-  const auto run = width() == 4 ? multiply<T, 4> : multiply<T, 1>;
+  const auto run = width() == 4 ? multiply_wide<T> : multiply_narrow<T>;
   run(rows, vectors, terms, left, right, to, to_row, add);
 }
 

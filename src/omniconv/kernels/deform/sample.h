@@ -148,9 +148,6 @@ CLONES void aggregate(
     if (left >= 4) {
       step = 4;
       sum_taps<T, C, 4>(s, x, places, factor, n, to);
-    } else if (left >= 2) {
-      step = 2;
-      sum_taps<T, C, 2>(s, x, places, factor, n, to);
     } else {
       step = 1;
       sum_taps<T, C, 1>(s, x, places, factor, n, to);
