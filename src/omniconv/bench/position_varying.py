@@ -167,26 +167,28 @@ def _passes(ask: Ask, shape: _Shape) -> list[Pass]:
     def forward(form: Callable[..., Tensor], *given: Tensor, grad: Tensor) -> Call:
         return lambda: form(*given)
 
-    def a_pass(name: str, run: Callable[..., Call], wanted: str, part: slice, **own: int) -> Pass:
+    images, kernel = bytes_of(x, grad), bytes_of(weight)
+    taps, flops = math.prod(shape.kernel), shape.flops
+    sums = shape.channels // shape.groups * (shape.batch if shape.shared else 1)
+
+    def a_pass(name: str, run: Callable[..., Call], wanted: str, part: slice) -> Pass:
         both = ("x" in wanted, "w" in wanted)
+        reads_weights = name != "weight gradient" or shape.softmax
+        moved = images + kernel * (both[1] + reads_weights)
         return Pass(
             name=name,
             ours=one(ours, run, *both),
             torch={key: one(form, run, *both) for key, form in plain.items()},
             compiled={key: one(form, run, *both) for key, form in fast.items()},
             reference=lambda: reference()[part],
-            **own,
+            flops=flops * (3 if name == "step" else 1),
+            bytes=moved + (images if name == "step" else 0),
+            length=max(taps, sums) if both[1] else taps,
         )
 
-    images, kernel = bytes_of(x, grad), bytes_of(weight)
-    taps, flops = math.prod(shape.kernel), shape.flops
-    sums = shape.channels // shape.groups * (shape.batch if shape.shared else 1)
-    once = {"flops": flops, "bytes": images + kernel}
-    by_weight = {"flops": flops, "bytes": images + (2 if shape.softmax else 1) * kernel}
-    all_of_it = {"flops": 3 * flops, "bytes": 2 * (images + kernel)}
     return [
-        a_pass("forward", forward, "", slice(0, 1), **once, length=taps),
-        a_pass("input gradient", gradients, "x", slice(1, 2), **once, length=taps),
-        a_pass("weight gradient", gradients, "w", slice(2, 3), **by_weight, length=sums),
-        a_pass("step", step, "xw", slice(0, 3), **all_of_it, length=max(taps, sums)),
+        a_pass("forward", forward, "", slice(0, 1)),
+        a_pass("input gradient", gradients, "x", slice(1, 2)),
+        a_pass("weight gradient", gradients, "w", slice(2, 3)),
+        a_pass("step", step, "xw", slice(0, 3)),
     ]
