@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -80,16 +81,17 @@ def measure_ceilings(
             source = torch.ones(megabytes * 125_000 // scale, device=device)  # half of it
             target = torch.empty_like(source)
             moved = 8 * source.numel()
-            copies[moved] = moved / _seconds(lambda t=target, s=source: t.copy_(s), device)
+            copies[moved] = moved / _seconds(partial(target.copy_, source), device)
     return Ceilings(flops, copies)
 
 
 def _convolution(x: torch.Tensor, weight: torch.Tensor, device: str) -> float:
     """FLOP/s of a dense convolution, in its better layout; taps outside the image do not count."""
     inside = sum(min(p + 4, 56) - max(p - 3, 0) for p in range(56))
-    forms = [(x, weight)]
-    forms += [tuple(t.contiguous(memory_format=torch.channels_last) for t in (x, weight))]
-    best = min(_seconds(lambda f=form: F.conv2d(*f, padding=3), device) for form in forms)
+    formats = (torch.contiguous_format, torch.channels_last)
+    forms = [[t.contiguous(memory_format=f) for t in (x, weight)] for f in formats]
+    calls = (partial(F.conv2d, *form, padding=3) for form in forms)
+    best = min(_seconds(call, device) for call in calls)
     return 2 * len(x) * 64 * 64 * inside**2 / best
 
 

@@ -257,14 +257,19 @@ def _passes(ask: Ask, shape: _Shape) -> list[Pass]:
             **own,
         )
 
-    shapes = [None if t is None else t.shape for t in _named(shape, tuple(given))]
-    there = [t is not None for t in shapes]
+    _, _, mask, weight = _named(shape, tuple(given))
+    sizes = (
+        *(x.shape, offset.shape),
+        None if mask is None else mask.shape,
+        None if weight is None else weight.shape,
+    )
     flops = (
-        forward_flops(*shapes, None, kernel_size),  # type: ignore[arg-type]
-        backward_flops(*shapes, kernel_size, there),  # type: ignore[arg-type]
+        forward_flops(*sizes, None, kernel_size),
+        backward_flops(*sizes, kernel_size, [size is not None for size in sizes]),
     )
     data, out = bytes_of(*given), bytes_of(grad)
-    ahead = taps * (shape.channels // shape.groups if shape.outputs else 1)
+    # grid_sample rounds places at the scale of the image: an error of that many roundings
+    ahead = taps * (shape.channels // shape.groups if shape.outputs else 1) + max(shape.size) ** 2
     back = max(shape.batch * math.prod(output), taps * 4 * (shape.outputs or 1))
     return [
         a_pass("forward", forward, slice(0, 1), flops=flops[0], bytes=data + out, length=ahead),
@@ -276,5 +281,5 @@ def _passes(ask: Ask, shape: _Shape) -> list[Pass]:
             bytes=2 * data + out,
             length=back,
         ),
-        a_pass("step", step, slice(None), flops=sum(flops), bytes=3 * data + 2 * out, length=back),
+        a_pass("step", step, slice(None), flops=sum(flops), bytes=2 * data + 2 * out, length=back),
     ]

@@ -174,7 +174,7 @@ def _passes(ask: Ask, shape: _Shape) -> list[Pass]:
             },
             reference=partial(reference, name, run, both),
             flops=passes * shape.flops,
-            bytes=passes * bytes_of(x, weight, grad),
+            bytes=(2 if name == "step" else 1) * bytes_of(x, weight, grad),
             length=lengths.get(name, shape.batch * math.prod(shape.output)),
         )
 
