@@ -75,6 +75,7 @@ def _passes(
         )()
         return found
 
+    name = "scattered" if width is None else "separable"
     ours, plain = partial(build, dcls), partial(build, dcls_reference)
     flops = _flops(shape, position, width, size, interpolation)
     data = bytes_of(*given)
@@ -87,7 +88,7 @@ def _passes(
         Pass(
             name="forward",
             ours=forward(ours),
-            torch={"separable": forward(plain)},
+            torch={name: forward(plain)},
             reference=lambda: reference()[0],
             flops=flops[0],
             bytes=data + bytes_of(grad),
@@ -96,7 +97,7 @@ def _passes(
         Pass(
             name="gradients",
             ours=gradients(ours, *given, grad=grad),
-            torch={"separable": gradients(plain, *given, grad=grad)},
+            torch={name: gradients(plain, *given, grad=grad)},
             reference=lambda: reference()[1:],
             flops=flops[1],
             bytes=2 * data + bytes_of(grad),
@@ -105,7 +106,7 @@ def _passes(
         Pass(
             name="step",
             ours=step(ours, *given, grad=grad),
-            torch={"separable": step(plain, *given, grad=grad)},
+            torch={name: step(plain, *given, grad=grad)},
             reference=reference,
             flops=sum(flops),
             bytes=2 * data + 2 * bytes_of(grad),
