@@ -106,7 +106,8 @@ class Backward {
         torch::stable::parallel_for(
             0, count * strips, grain(16 * s.pixels), [&](int64_t i, int64_t last) {
               for (; i < last; i++)
-                give(b + i / strips, Strip(s, i % strips), by_x + i / strips * jobs.parts * numbers);
+                give(b + i / strips, Strip(s, i % strips),
+                     by_x + i / strips * jobs.parts * numbers);
             });
     }
     if (d.by_weight)
@@ -263,7 +264,8 @@ class Backward {
   const Data<T>& d;
   const Jobs<T>& jobs;
   std::vector<T> shift, packed;
-  bool dense, samples, apart;  // apart: one offset group after the other, each with all its taps
+  bool dense, samples;
+  bool apart;  // one offset group after the other, each with all its taps
   int64_t block, row, each;  // columns worked on at once; numbers from point to point
 };
 

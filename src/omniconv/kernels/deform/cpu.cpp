@@ -86,6 +86,7 @@ struct Call {
             s.channels % offset_groups == 0 && (!weight || s.outputs % groups == 0),
         "groups and offset_groups must divide the channels");
     STD_TORCH_CHECK(weight || groups == 1, "groups need a weight");
+    STD_TORCH_CHECK(!weight || s.outputs >= 1, "weight must have outputs");
     y_shape = {s.batch, weight ? s.outputs : s.channels};
     for (int64_t a = 0; a < dim; a++) {
       STD_TORCH_CHECK(
@@ -161,7 +162,8 @@ void forward(const Call& call, const Maybe& bias, const Tensor& y) {
   d.bias = address<T>(bias);
   d.y = target<T>(y);
   if (!d.y) return;
-  const auto run = call.s.dim == 1 ? forward<T, 1> : call.s.dim == 2 ? forward<T, 2> : forward<T, 3>;
+  const auto run =
+      call.s.dim == 1 ? forward<T, 1> : call.s.dim == 2 ? forward<T, 2> : forward<T, 3>;
   run(call, d);
 }
 
@@ -169,8 +171,9 @@ template <class T, int D>
 void backward(const Call& call, const Data<T>& d) {
   const Jobs<T> jobs(call.s, d.by_x, d.by_weight);
   const int64_t numbers = call.s.numbers<T>(), count = jobs.wave * jobs.parts;
-  const Tensor kept = call.room(jobs.wave * numbers), by_x = call.room(d.by_x ? count * numbers : 0),
-               by_weight = call.room(count * jobs.weights);
+  const Tensor kept = call.room(jobs.wave * numbers);
+  const Tensor by_x = call.room(d.by_x ? count * numbers : 0);
+  const Tensor by_weight = call.room(count * jobs.weights);
   Backward<T, D>(call.s, d, jobs).run(target<T>(kept), target<T>(by_x), target<T>(by_weight));
 }
 

@@ -4,7 +4,7 @@
 
 #include "problem.h"
 
-// Compiled for AVX-512 alone; `width` says whether it may run. -DOMNICONV_ARCH compiles it for that.
+// Compiled for AVX-512 alone, or for OMNICONV_ARCH; `width` says whether it may run.
 #if defined(__x86_64__) && !defined(OMNICONV_ARCH)
 #define WIDE __attribute__((target("arch=x86-64-v4")))
 #else
@@ -85,7 +85,7 @@ CLONES void multiply_narrow(
     strip<T, 1>(rows, terms, left, b, right.term, to, to_row, add);
 }
 
-// The same four vectors at a time, for processors that have registers for them.
+// The same four vectors at a time, for processors that have the registers.
 template <class T>
 WIDE void multiply_wide(
     int64_t rows, int64_t vectors, int64_t terms, const Left<T>& left, const Right<T>& right,
@@ -106,9 +106,10 @@ WIDE void multiply_wide(
 // Vectors of columns that are worked on at once.
 inline int64_t width() {
 #if defined(__x86_64__)
-  static const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                           __builtin_cpu_supports("avx512vl");
+  static const bool wide =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl");
   return wide ? 4 : 1;
 #else
   return 1;
