@@ -125,7 +125,7 @@ def _gradients(ctx: Any, grad: Tensor, backward: Any) -> Arguments:
     tensors = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     needed = [n and t is not None for n, t in zip(wanted, tensors, strict=False)]
-    found = [None] * 4
+    found: list[Any] = [None] * 4
     if any(needed):
         found = list(backward(grad, *tensors, *ctx.window, needed))
     bias = grad.flatten(2).sum((0, 2)) if wanted[4] else None
@@ -149,10 +149,10 @@ def _differentiate_twice(ctx: Any, *grads: Tensor) -> Arguments:
     there = [i for i, t in enumerate(tensors) if t is not None]
 
     def build(*present: Tensor) -> Tensor:
-        full = [None] * 4
+        arguments: list[Any] = [*[None] * 5, *window]
         for i, t in zip(there, present, strict=True):
-            full[i] = t
-        return deform_reference(*full, None, *window)
+            arguments[i] = t
+        return deform_reference(*arguments)
 
     def pull_back(grad: Tensor, *present: Tensor) -> Any:
         found = torch.func.vjp(build, *present)[1](grad)
@@ -161,7 +161,7 @@ def _differentiate_twice(ctx: Any, *grads: Tensor) -> Arguments:
     present = [tensors[i] for i in there]
     cotangents = tuple(grads[i] for i in there if needed[i])
     by_grad, *found = torch.func.vjp(pull_back, grad, *present)[1](cotangents)
-    result = [None] * 4
+    result: list[Any] = [None] * 4
     for i, f in zip(there, found, strict=True):
         result[i] = f
     return (by_grad, *result, *[None] * 7)
