@@ -50,10 +50,10 @@ def work(job: Mapping[str, Any], report: Report) -> None:
             report({"event": "leg", **record})
         for end in trial.legs[len(trial.curve) :]:
             report({"event": "leg", **trial.leg(end, report)})
-        end = {"status": "done", **(trial.finish() if job["test"] else {})}
+        result = {"status": "done", **(trial.finish() if job["test"] else {})}
     except Diverged as error:
-        end = {"status": "diverged", "reason": str(error)}
-    report({"event": "end", **end, "kernels": backend.used()})
+        result = {"status": "diverged", "reason": str(error)}
+    report({"event": "end", **result, "kernels": backend.used()})
 
 
 class _Trial:
