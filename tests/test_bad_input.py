@@ -163,8 +163,22 @@ APART: dict[str, Callable[[], dict[str, Any]]] = {
         "position": torch.randn(3, 2, 8),
         "size": (5, 3),
     },
+    "deform_aggregate": lambda: {
+        "x": torch.randn(2, 4, 6, 5),
+        "offset": torch.randn(2, 16, 5, 4),
+        "mask": torch.rand(2, 8, 5, 4),
+        "kernel_size": 2,
+    },
+    "deform_conv": lambda: {
+        **_convolving(weight=torch.randn(6, 2, 3, 3), offset=torch.randn(2, 18, 6, 5)),
+        "mask": torch.rand(2, 9, 6, 5),
+    },
     "gated_conv": lambda: _convolving(weight=torch.randn(12, 2, 3, 3)) | {"activation": "elu"},
     "icnr": lambda: {"weight": torch.randn(3, 2, 3, 3), "factor": 2},
+    "involution": lambda: {
+        "x": torch.randn(2, 6, 7, 8),
+        "kernels": torch.randn(2, 3, 3, 3, 5, 6),
+    },
     "weighted_kernel": lambda: {"raw": torch.randn(3, 2, 5, 3), "density": PROFILES},
 }
 """Functions that their layers do not call."""
