@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -400,7 +401,7 @@ def _correlate(
     rows = window.view(weight).contiguous()
     batch, _, *out_size = out3.shape
     names = ("UP", "BASE", "STEP", "DOWN")
-    constants = dict(zip(names, steps, strict=True)) | {
+    constants: dict[str, Any] = dict(zip(names, steps, strict=True)) | {
         "SHARED": channels // x.shape[1],
         "KERNEL": window.kernel,
         "INDEX": gpu.index_of(source, rows, out),
@@ -447,8 +448,8 @@ def depthwise_weight(
         grad, x = grad.contiguous(), x.contiguous()
     g3, x3 = window.view(grad), window.view(x)
     batch, _, *out_size = g3.shape
-    sizes = (batch, channels, tuple(x3.shape[2:]), tuple(out_size))
-    constants = {
+    sizes: tuple[Any, ...] = (batch, channels, tuple(x3.shape[2:]), tuple(out_size))
+    constants: dict[str, Any] = {
         "SHARED": channels // x.shape[1],
         "KERNEL": window.kernel,
         "STRIDE": window.stride,
