@@ -132,6 +132,7 @@ Vectors<Exact<S>> spread(const Images<const S>& t, const Blocks& blocks, const B
 
 // vectors of work that are worth another thread
 constexpr int64_t GRAIN = 20000;
+constexpr int64_t LONG_ROW = 24;
 
 template <class S>
 void convolve(
@@ -170,22 +171,31 @@ void convolve(
       const Planes<const S> next = job + 1 < last ? source(job + 1) : Planes<const S>{};
       const Planes<S> target = blocks.planes(out, 1, repeat, kind);
       const Box& then = all[(job + 1) % pieces].x;
-      // vectors that lie in the tensor as they are computed need not be copied
-      const bool here = std::is_same_v<S, T> && target.neighbours && target.step[2] % blocks.lanes == 0 && reinterpret_cast<uintptr_t>(target.lane[0]) % sizeof(Value<T>) == 0;
+      // vectors that lie in the tensor as they are computed need not be copied, and rows that are
+      // long enough are copied one by one, while they are in the first cache
+      const bool here = std::is_same_v<S, T> && target.neighbours &&
+                        target.step[2] % blocks.lanes == 0 &&
+                        reinterpret_cast<uintptr_t>(target.lane[0]) % sizeof(Value<T>) == 0;
+      const bool by_row = !here && g.inner == 2 && band.out.range[2].size() >= LONG_ROW;
+      Value<T>* to = here ? reinterpret_cast<Value<T>*>(target.lane[0]) : found.get();
       int64_t step[3];
-      Value<T>* to = found.get();
-      for (int i = 0; i < 3; i++) step[i] = here ? target.step[i] / blocks.lanes : band.out.step(i);
-      if (here) {
-        to = reinterpret_cast<Value<T>*>(target.lane[0]);
-        for (int i = 0; i < 3; i++) to += band.out.range[i].first * step[i];
+      for (int i = 0; i < 3; i++) {
+        step[i] = here ? target.step[i] / blocks.lanes : band.out.step(i);
+        if (here) to += band.out.range[i].first * step[i];
+        if (by_row && i < 2) step[i] = 0;
       }
+      const int64_t rows = band.out.range[1].size();
       correlate_band<T>(
           g, band, kernels.get() + kind * taps, in.get(), starts.get() + kind, to, step,
           [&](int64_t part, int64_t parts) {
             fetch<false>(next, x.size, then, part, parts);
-            if (!here) fetch<true>(target, out.size, band.out, part, parts);
+            if (!here) fetch<true>(target, out.size, band.out, std::min(part + 1, parts - 1), parts);
+            if (!by_row) return;
+            const int64_t z = band.out.range[0].first + part / rows;
+            const int64_t y = band.out.range[1].first + part % rows;
+            empty(target, out.size, Box{{{z, z + 1}, {y, y + 1}, band.out.range[2]}}, found.get());
           });
-      if (!here) empty(target, out.size, band.out, found.get());
+      if (!here && !by_row) empty(target, out.size, band.out, found.get());
     }
   });
 }
