@@ -33,7 +33,7 @@ PATIENCE = 0.3
 """Seconds that the repeats of one form may take together, as long as there are ``FEWEST``."""
 
 FEWEST = 3
-SLOW = 0.25
+SLOW = 1.0
 """Seconds of one call from which on it is timed once."""
 
 
