@@ -501,8 +501,9 @@ def test_the_table_chooses(monkeypatch):
 
 def test_what_is_shipped_names_known_ways():
     for key, steps in choice.SHIPPED.items():
-        name, layout = key.split()
+        name, layout, images = key.split()
         assert name in choice.PASSES
+        assert images in choice.SIZES
         assert layout in choice.LAYOUTS
         assert steps[0][0] == 0
         assert [t for t, _ in steps] == sorted(t for t, _ in steps)
@@ -516,6 +517,7 @@ def test_a_table_that_was_measured_takes_the_place(monkeypatch, tmp_path):
     monkeypatch.setenv("OMNICONV_CACHE", str(home))
     monkeypatch.setattr(choice, "find", cache.find)
     monkeypatch.setattr(choice, "EXTENTS", (1, 3))
+    monkeypatch.setattr(choice, "SIZES", {"small": (16, 5), "large": (16, 9)})
     assert choice.table() == choice.SHIPPED
     path = choice.tune(ops.KERNEL, 0.0)
     assert path.parent == home

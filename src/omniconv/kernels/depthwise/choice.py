@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -26,6 +27,12 @@ PASSES = ("forward", "input", "weight")
 LAYOUTS = ("contiguous", "channels_last")
 WAYS = ("kernel", *LAYOUTS, "fft")
 
+SIZES = {"small": (256, 10), "large": (64, 56)}
+"""Channels and image sizes that :func:`tune` measures."""
+
+LARGE = 400
+"""Places from which on an image is large."""
+
 LANES = 16
 """Channels that a vector of float32 holds."""
 
@@ -34,14 +41,20 @@ Steps = list[tuple[float, str]]
 """Ways, each from so many taps inside the image on."""
 
 SHIPPED: dict[str, Steps] = {
-    "forward contiguous": [(0, "kernel")],
-    "forward channels_last": [(0, "kernel")],
-    "input contiguous": [(0, "kernel")],
-    "input channels_last": [(0, "kernel")],
-    "weight contiguous": [(0, "kernel")],
-    "weight channels_last": [(0, "kernel")],
+    "forward contiguous small": [(0, "contiguous"), (32, "kernel")],
+    "forward contiguous large": [(0, "kernel")],
+    "forward channels_last small": [(0, "channels_last"), (20, "kernel")],
+    "forward channels_last large": [(0, "channels_last"), (30, "kernel")],
+    "input contiguous small": [(0, "kernel")],
+    "input contiguous large": [(0, "kernel")],
+    "input channels_last small": [(0, "kernel")],
+    "input channels_last large": [(0, "kernel")],
+    "weight contiguous small": [(0, "contiguous"), (7.8, "kernel")],
+    "weight contiguous large": [(0, "kernel")],
+    "weight channels_last small": [(0, "channels_last"), (15, "kernel")],
+    "weight channels_last large": [(0, "channels_last"), (15, "kernel")],
 }
-"""Measured by :func:`tune` on a Zen 5 with AVX-512, one thread."""
+"""Of a pass, layout and size of images; measured on a Zen 5 with AVX-512, one thread."""
 
 TUNED = "depthwise-choice.json"
 """The file in the cache's folder that takes the place of ``SHIPPED``."""
@@ -112,7 +125,8 @@ def way(
         return "kernel"
     taps = taps_inside(tuple(size), tuple(kernel), tuple(padding))
     found = "kernel"
-    for least, chosen in table()[f"{name} {layout_of(x)}"]:
+    extent = "small" if math.prod(size) < LARGE else "large"
+    for least, chosen in table()[f"{name} {layout_of(x)} {extent}"]:
         if taps >= least:
             found = chosen
     reach = [k - 1 for k in kernel for _ in range(2)]
@@ -132,14 +146,14 @@ class Way(NamedTuple):
 def _by_torch(layout: str) -> Way:
     """torch's convolution in this layout, whatever that of the tensors."""
 
-    def forward(x: Tensor, *rest: object) -> Tensor:
+    def forward(x: Tensor, *rest: Any) -> Tensor:
         return in_layout(depthwise_reference(in_layout(x, layout), *rest), layout_of(x))
 
-    def by_input(grad: Tensor, *rest: object) -> Tensor:
+    def by_input(grad: Tensor, *rest: Any) -> Tensor:
         found = depthwise_input_reference(in_layout(grad, layout), *rest)
         return in_layout(found, layout_of(grad))
 
-    def by_weight(grad: Tensor, x: Tensor, *rest: object) -> Tensor:
+    def by_weight(grad: Tensor, x: Tensor, *rest: Any) -> Tensor:
         found = depthwise_weight_reference(in_layout(grad, layout), in_layout(x, layout), *rest)
         return found.contiguous()
 
@@ -190,13 +204,14 @@ def _write(path: Path, text: str) -> None:
 
 
 def _steps(key: str, kernel: Way, seconds: float) -> Steps:
-    name, layout = key.split()
+    name, layout, images = key.split()
+    channels, side = SIZES[images]
     steps: Steps = []
     for extent in EXTENTS:
         pad = extent // 2
-        size, taps, pads = (56, 56), (extent, extent), (pad, pad, pad, pad)
-        x = in_layout(torch.randn(4, 64, *size), layout)
-        weight = torch.randn(64, 1, *taps)
+        size, taps, pads = (side, side), (extent, extent), (pad, pad, pad, pad)
+        x = in_layout(torch.randn(4, channels, *size), layout)
+        weight = torch.randn(channels, 1, *taps)
         geometry = ([1, 1], list(pads), [1, 1])
         given: tuple[Any, ...] = {
             "forward": (x, weight, None, *geometry),
