@@ -43,6 +43,7 @@ def test_every_trial_and_every_cost_is_there(done, plan):
     assert [row["label"] for row in found["rows"]] == ["conv", "weighted", "conv(lr=1000000.0)"]
     for row in found["rows"]:
         assert [trial["seed"] for trial in row["trials"]] == [0, 1]
+        assert [trial["kernels"] for trial in row["trials"]] == [[], []]
         assert row["cost"]["ratio"]["parameters"] == 1.0
     plain, weighted, wild = found["rows"]
     for row in (plain, weighted):
