@@ -26,8 +26,10 @@ struct Box {
     }
   }
 
+  // the first number inside of a line, in the tensor
   INLINE int64_t row(int64_t i, int64_t j) const {
-    return (start[0] + i * step[0]) * stride[0] + (start[1] + j * step[1]) * stride[1];
+    return (start[0] + i * step[0]) * stride[0] + (start[1] + j * step[1]) * stride[1] +
+        (start[2] + first[2] * step[2]) * stride[2];
   }
 };
 
@@ -124,10 +126,11 @@ CLONES void pack(
         const bool inside = i >= box.first[0] && i < box.last[0] && j >= box.first[1] &&
             j < box.last[1] && first < last;
         if (!inside) {
-          for (int64_t n = 0; n < batch; n++) std::fill(to + n * each, to + n * each + length, T(0));
+          for (int64_t n = 0; n < batch; n++)
+            std::fill(to + n * each, to + n * each + length, T(0));
           continue;
         }
-        const S* from = tensors[m] + box.row(i, j) + (box.start[2] + first * box.step[2]) * box.stride[2];
+        const S* from = tensors[m] + box.row(i, j);
         for (int64_t n = 0; n < batch; n++) {
           for (int64_t k = 0; k < first; k++) to[n * each + k] = T(0);
           for (int64_t k = last; k < length; k++) to[n * each + k] = T(0);
@@ -163,7 +166,7 @@ CLONES void unpack(
     for (int64_t i = box.first[0]; i < box.last[0]; i++)
       for (int64_t j = box.first[1]; j < box.last[1]; j++) {
         const T* from = memory + m * each + i * box.plane + j * box.line;
-        S* to = tensors[m] + box.row(i, j) + (box.start[2] + first * box.step[2]) * box.stride[2];
+        S* to = tensors[m] + box.row(i, j);
         if (!together) {
           if (m + AHEAD < count) {
             S* next = to + (tensors[m + AHEAD] - tensors[m]);

@@ -9,8 +9,7 @@
 // sum with the gradient for y as values and every tap's weights shifted by its distance. No number
 // has two writers and all sums have one order, whatever the number of threads.
 
-#include "box.h"
-#include "loops.h"
+#include "work.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -20,8 +19,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
-#include <new>
 #include <type_traits>
 #include <vector>
 
@@ -31,288 +28,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr int64_t BUDGET = 192 * 1024;  // bytes of packed weights, about
-constexpr int64_t CHANNELS = 16;        // worked on at a time
-constexpr int64_t TASKS = 8;            // fewer are split, for the threads
-
-// Tap q of position p reads the input at (p + shift(q)) stride + phase(q) - low.
-struct Axis {
-  int64_t in, taps, out, stride, dilation, low;
-
-  int64_t shift(int64_t q) const { return q * dilation / stride; }
-  int64_t phase(int64_t q) const { return q * dilation % stride; }
-  int64_t reach() const { return shift(taps - 1); }
-  // the cells of `stride` inputs, counted as positions are, that the image takes part in
-  int64_t first_cell() const { return low / stride; }
-  int64_t cells() const { return (in - 1 + low) / stride - first_cell() + 1; }
-};
-
-// Tensors (batch, channels, *space) and (batch or 1, groups, *taps, *space); absent axes come first.
-template <class S>
-struct Image {
-  S* data;
-  int64_t batch, channel, space[3];
-};
-
-template <class S>
-struct Weights {
-  S* data;
-  int64_t batch, group, tap[3], space[3];
-};
-
-struct Shape {
-  Axis axis[3];
-  int64_t batch, channels, groups, sets;  // sets: the weights' batch
-  bool softmax;
-
-  int64_t taps() const { return axis[0].taps * axis[1].taps * axis[2].taps; }
-  int64_t shared() const { return channels / groups * (sets == 1 ? batch : 1); }
-};
-
-struct Tap {
-  int64_t at[3];
-};
-
-inline std::vector<Tap> all_taps(const Shape& s) {
-  std::vector<Tap> taps;
-  for (int64_t i = 0; i < s.axis[0].taps; i++)
-    for (int64_t j = 0; j < s.axis[1].taps; j++)
-      for (int64_t k = 0; k < s.axis[2].taps; k++) taps.push_back({{i, j, k}});
-  return taps;
-}
-
-// Boxes of at most `size` that cover `whole`; each is read with `reach` more along every axis.
-struct Tiling {
-  int64_t whole[3], size[3], reach[3], count[3];
-
-  int64_t tiles() const { return count[0] * count[1] * count[2]; }
-  int64_t extended(int a) const { return size[a] + reach[a]; }
-
-  void split(int a, int64_t most) {
-    count[a] = (whole[a] + most - 1) / most;
-    size[a] = (whole[a] + count[a] - 1) / count[a];
-    count[a] = (whole[a] + size[a] - 1) / size[a];
-  }
-
-  Tiling(const int64_t (&whole_)[3], const int64_t (&reach_)[3], int64_t budget, int64_t tasks) {
-    std::copy(whole_, whole_ + 3, whole);
-    std::copy(reach_, reach_ + 3, reach);
-    const auto within = [](int64_t value, int64_t most) {
-      return std::min(std::max<int64_t>(value, 1), most);
-    };
-    split(2, within(std::max<int64_t>(budget, 64), whole[2]));
-    split(1, within(budget / extended(2), whole[1]));
-    split(0, within(size[1] < whole[1] ? 1 : budget / (size[1] * extended(2)), whole[0]));
-    while (tiles() * tasks < TASKS && (size[0] > 1 || size[1] > 4))
-      size[0] > 1 ? split(0, (size[0] + 1) / 2) : split(1, (size[1] + 1) / 2);
-  }
-
-  void place(int64_t tile, int64_t* start, int64_t* extent) const {
-    for (int a = 2; a >= 0; tile /= count[a--]) {
-      start[a] = tile % count[a] * size[a];
-      extent[a] = std::min(size[a], whole[a] - start[a]);
-    }
-  }
-};
-
-// The lanes of a box: plane by plane, one run of all its rows with the gaps between them that the
-// values have, or a run for each row, whichever takes fewer vectors.
-struct Lay {
-  int64_t line, runs, vectors, plane, values_line, values_plane;
-
-  Lay(const Tiling& tiling, int64_t lanes) {
-    values_line = tiling.extended(2);
-    values_plane = values_line * tiling.extended(1);
-    const auto vectors_of = [&](int64_t count) { return (count + lanes - 1) / lanes; };
-    const int64_t whole = vectors_of((tiling.size[1] - 1) * values_line + tiling.size[2]);
-    const int64_t each = vectors_of(tiling.size[2]);
-    const bool flat = whole <= tiling.size[1] * each;
-    line = flat ? values_line : each * lanes;
-    runs = flat ? 1 : tiling.size[1];
-    vectors = flat ? whole : each;
-    plane = flat ? whole * lanes : runs * line;
-  }
-};
-
-// Memory of one thread.
-template <class T>
-struct Memory {
-  T *values, *weight, *spare, *result;
-};
-
-template <class S>
-struct Work {
-  using T = Exact<S>;
-  static constexpr int64_t L = Lanes<T>::count;
-
-  const Shape& s;
-  Weights<S> weights;
-  Tiling tiling;
-  Lay lay;
-  std::vector<Tap> taps;
-  int64_t phases[3];  // remainders modulo the stride that values are packed for
-  int64_t values_size, lanes, packed;
-  int64_t spare = 0;  // numbers of memory more, for a pass
-
-  Work(const Shape& shape, const Weights<S>& weights_, const Tiling& tiling_, bool by_phase)
-      : s(shape), weights(weights_), tiling(tiling_), lay(tiling_, L), taps(all_taps(shape)) {
-    for (int a = 0; a < 3; a++)
-      phases[a] = by_phase && s.axis[a].taps > 1 ? s.axis[a].stride : 1;
-    values_size = tiling.extended(0) * lay.values_plane;
-    lanes = tiling.size[0] * lay.plane;
-    packed = std::min(CHANNELS, s.shared());
-  }
-
-  int64_t tasks() const { return s.sets * s.groups * tiling.tiles(); }
-  int64_t channel_values() const { return phases[0] * phases[1] * phases[2] * values_size; }
-
-  // Addresses of the channels from `first` on that share weights.
-  template <class P>
-  int64_t channels(
-      int64_t set, int64_t group, int64_t first, const Image<P>& image, P** found) const {
-    const int64_t each = s.channels / s.groups, count = std::min(packed, s.shared() - first);
-    for (int64_t m = 0; m < count; m++) {
-      const int64_t b = s.sets == 1 ? (first + m) / each : set;
-      found[m] = image.data + b * image.batch + (group * each + (first + m) % each) * image.channel;
-    }
-    return count;
-  }
-
-  // Addresses of the weights of all taps.
-  std::vector<S*> addresses(int64_t set, int64_t group) const {
-    std::vector<S*> found;
-    for (const Tap& tap : taps) {
-      found.push_back(weights.data + set * weights.batch + group * weights.group);
-      for (int a = 0; a < 3; a++) found.back() += tap.at[a] * weights.tap[a];
-    }
-    return found;
-  }
-
-  // A box of positions, or of values, as it lies in a tensor.
-  Box box(const int64_t* start, const int64_t* extent, const int64_t* stride) const {
-    Box b;
-    for (int a = 0; a < 3; a++) {
-      b.start[a] = start[a];
-      b.extent[a] = extent[a];
-      b.step[a] = 1;
-      b.stride[a] = stride[a];
-      b.limit[a] = s.axis[a].out;
-    }
-    b.plane = lay.plane;
-    b.line = lay.line;
-    return b;
-  }
-
-  void pack_weights(
-      int64_t set, int64_t group, const int64_t* start, const int64_t* extent, T* to) const {
-    const std::vector<S*> from = addresses(set, group);
-    Box b = box(start, extent, weights.space);
-    b.settle();
-    pack<S>(from.data(), int64_t(from.size()), int64_t(from.size()), b, to, lanes);
-    if (s.softmax) normalise<T>(to, lanes, int64_t(taps.size()), lanes);
-  }
-
-  // The values that the taps of a box read, by phase.
-  template <class P>
-  void pack_input(
-      P* const* from, int64_t count, const int64_t* start, const int64_t* extent,
-      const Image<P>& x, T* to) const {
-    Box b = box(start, extent, x.space);
-    b.plane = lay.values_plane;
-    b.line = lay.values_line;
-    for (int a = 0; a < 3; a++) {
-      b.extent[a] += tiling.reach[a];
-      b.step[a] = s.axis[a].stride;
-      b.limit[a] = s.axis[a].in;
-    }
-    for (int64_t i = 0; i < phases[0]; i++)
-      for (int64_t j = 0; j < phases[1]; j++)
-        for (int64_t k = 0; k < phases[2]; k++, to += values_size) {
-          const int64_t phase[3] = {i, j, k};
-          for (int a = 0; a < 3; a++)
-            b.start[a] = start[a] * s.axis[a].stride + phase[a] - s.axis[a].low;
-          b.settle();
-          pack<S>(from, count, count, b, to, channel_values());
-        }
-  }
-
-  std::vector<int64_t> offsets() const {
-    std::vector<int64_t> found;
-    for (const Tap& tap : taps) {
-      int64_t phase = 0;
-      for (int a = 0; a < 3; a++)
-        phase = phase * phases[a] + (phases[a] > 1 ? s.axis[a].phase(tap.at[a]) : 0);
-      found.push_back(
-          phase * values_size + s.axis[0].shift(tap.at[0]) * lay.values_plane +
-          s.axis[1].shift(tap.at[1]) * lay.values_line + s.axis[2].shift(tap.at[2]));
-    }
-    return found;
-  }
-
-  // Where packed weights lie.
-  std::vector<int64_t> places() const {
-    std::vector<int64_t> found;
-    for (size_t q = 0; q < taps.size(); q++) found.push_back(int64_t(q) * lanes);
-    return found;
-  }
-
-  Job<T> job(
-      const Memory<T>& memory, T* weight, const std::vector<int64_t>& offset,
-      const std::vector<int64_t>& place) const {
-    Job<T> job;
-    job.values = memory.values;
-    job.weight = weight;
-    job.result = memory.result;
-    job.channel = channel_values();
-    job.lane = lanes;
-    job.offset = offset.data();
-    job.place = place.data();
-    job.taps = int64_t(offset.size());
-    job.runs = lay.runs;
-    job.vectors = lay.vectors;
-    job.values_run = lay.values_line;
-    job.weight_run = job.run = lay.line;
-    return job;
-  }
-
-  template <class Loop>
-  void by_plane(Job<T> job, int64_t planes, int64_t weight_plane, Loop loop) const {
-    for (int64_t i = 0; i < planes; i++) {
-      loop(job);
-      job.values += lay.values_plane;
-      job.weight += weight_plane;
-      job.result += lay.plane;
-    }
-  }
-
-  // A function of (memory, set, group, start, extent) for every box, on all threads.
-  template <class Task>
-  void run(const Task& task) const {
-    const int64_t values = packed * channel_values() + 4 * L, weight = s.taps() * lanes;
-    const int64_t result = packed * lanes, each = tiling.tiles();
-    const int64_t whole = values + weight + spare + result + 4 * L;
-    const int64_t cost = weight * (s.shared() + 4) / 16;
-    torch::stable::parallel_for(0, tasks(), 20000 / (cost + 1) + 1, [&](int64_t first, int64_t last) {
-      constexpr std::align_val_t line{64};
-      T* all = static_cast<T*>(::operator new(whole * sizeof(T), line));
-      auto take = [&, free = all](int64_t count) mutable {
-        T* found = free;
-        free += (count + L - 1) / L * L;
-        return found;
-      };
-      Memory<T> memory;
-      memory.values = take(values);
-      memory.weight = take(weight);
-      memory.spare = take(spare);
-      memory.result = take(result);
-      for (int64_t i = first; i < last; i++) {
-        int64_t start[3], extent[3];
-        tiling.place(i % each, start, extent);
-        task(memory, i / each / s.groups, i / each % s.groups, start, extent);
-      }
-      ::operator delete(all, line);
-    });
-  }
-};
 
 template <class S>
 Tiling over_positions(const Shape& s) {
@@ -498,14 +213,16 @@ Shape shape_of(
   for (Axis& axis : s.axis) axis = {1, 1, 1, 1, 1, 0};
   for (int64_t a = 0; a < dim; a++) {
     Axis& axis = s.axis[3 - dim + a];
-    axis = {x.size(2 + a), weight.size(2 + a), y.size(2 + a), stride[a], dilation[a], padding[2 * a]};
+    axis = {x.size(2 + a), weight.size(2 + a), y.size(2 + a),
+            stride[a],     dilation[a],        padding[2 * a]};
     STD_TORCH_CHECK(
         axis.stride >= 1 && axis.dilation >= 1 && axis.low >= 0 && padding[2 * a + 1] >= 0 &&
             axis.taps >= 1,
         "stride and dilation must be at least 1, padding at least 0");
     const int64_t room = axis.in + axis.low + padding[2 * a + 1] - axis.dilation * (axis.taps - 1);
     STD_TORCH_CHECK(
-        room >= 1 && axis.out == (room - 1) / axis.stride + 1 && axis.out == weight.size(2 + dim + a),
+        room >= 1 && axis.out == (room - 1) / axis.stride + 1 &&
+            axis.out == weight.size(2 + dim + a),
         "weight and output must have the output's spatial size");
   }
   STD_TORCH_CHECK(
@@ -563,7 +280,8 @@ void position_varying_weight(
   by_type(x, [&](auto* type) {
     using S = std::remove_pointer_t<decltype(type)>;
     by_weights<S>(
-        s, kernels<S>(gradient, dim), image<S>(grad, dim), image<S>(x, dim), kernels<S>(weight, dim));
+        s, kernels<S>(gradient, dim), image<S>(grad, dim), image<S>(x, dim),
+        kernels<S>(weight, dim));
   });
 }
 
