@@ -100,7 +100,7 @@ class Backward {
           0, count * jobs.parts, grain(2 * each_job), [&](int64_t j, int64_t last) {
             for (; j < last; j++)
               job(b + j / jobs.parts, j % jobs.parts, kept + j / jobs.parts * numbers,
-                  by_x + j * numbers, by_weight + j * jobs.weights);
+                  d.by_x ? by_x + j * numbers : nullptr, by_weight + j * jobs.weights);
           });
       if (d.by_x)
         torch::stable::parallel_for(
