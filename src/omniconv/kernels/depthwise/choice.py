@@ -47,7 +47,7 @@ SHIPPED: dict[str, Steps] = {
     "forward channels_last large": [(0, "channels_last"), (30, "kernel")],
     "input contiguous small": [(0, "kernel")],
     "input contiguous large": [(0, "kernel")],
-    "input channels_last small": [(0, "kernel")],
+    "input channels_last small": [(0, "channels_last"), (15, "kernel")],
     "input channels_last large": [(0, "kernel")],
     "weight contiguous small": [(0, "contiguous"), (7.8, "kernel")],
     "weight contiguous large": [(0, "kernel")],

@@ -45,7 +45,11 @@ def depthwise_input_reference(
 ) -> Tensor:
     r"""The gradient for x (B, C, \*size) from that for y, m = 1."""
     pads, rest = split(padding)
-    x = grad.new_empty(*grad.shape[:2], *padded(size, rest))
+    # torch computes in the layout of this x, of which it reads the sizes only
+    batch, channels = grad.shape[:2]
+    x = grad.new_empty(batch, channels, *padded(size, rest))
+    if not grad.is_contiguous() and grad.movedim(1, -1).is_contiguous():
+        x = grad.new_empty(batch, *x.shape[2:], channels).movedim(-1, 1)
     found = _backward(grad, x, weight, stride, pads, dilation, 0)
     for axis, (low, length) in enumerate(zip(rest[-2::-2], size, strict=True)):
         found = found.narrow(2 + axis, low, length)
