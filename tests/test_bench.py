@@ -18,9 +18,10 @@ from omniconv.analysis.measure import memory_growth, time_calls
 from omniconv.bench import KERNELS, case, gate, job, run
 from omniconv.bench.case import LAYOUTS, SUITES, Ask, Case, Pass
 from omniconv.bench.ceilings import Ceilings, measure_ceilings
-from omniconv.bench.table import digits, show
+from omniconv.bench.table import digits, show, show_choice
 from omniconv.compare import worker
 from omniconv.kernels import backend, build
+from omniconv.kernels.depthwise.choice import SHIPPED
 
 sys.path.append(str(Path(__file__).parents[1] / "docs" / "_ext"))
 speed = import_module("speed")
@@ -396,3 +397,28 @@ def test_the_documentation_shows_the_newest_figures_on_file():
     assert f"{100 * each['reached']:.0f} \\%" in page
     drawn = speed.drawing(new["runs"][0])
     assert (drawn.count("v-ours"), drawn.count('class="bound"')) == (1, 1)
+
+
+def test_tuning_shows_the_table_and_refuses_what_it_cannot(monkeypatch, capsys):
+    events = [{"event": "end", "path": "/there", "table": SHIPPED}]
+    asked = []
+
+    def worker_run(name, given, threads):
+        asked.append((name, given, threads))
+        yield from events
+
+    monkeypatch.setattr(worker, "run", worker_run)
+    monkeypatch.setattr(run, "_cores", lambda: 2)
+    tell = {"capsys": capsys, "monkeypatch": monkeypatch}
+    code, printed, _ = command("bench", "--tune", "--threads", "1", **tell)
+    assert (code, asked) == (0, [("bench.tune", {"threads": 1}, 1)])
+    assert printed == show_choice(events[0]) + "\n"
+    assert all(key in printed for key in SHIPPED)
+    assert "Kept in /there" in printed
+    code, printed, _ = command("bench", "--tune", "--threads", "1", "--json", **tell)
+    assert json.loads(printed)["path"] == "/there"
+    code, _, said = command("bench", "--tune", "--threads", "1,2", **tell)
+    assert (code, said) == (2, "omniconv: threads must be one number to tune for, got [1, 2]\n")
+    events[:] = [{"event": "failed", "reason": "no folder"}]
+    code, _, said = command("bench", "--tune", **tell)
+    assert (code, said) == (2, "omniconv: the choice of depthwise cannot be tuned: no folder\n")

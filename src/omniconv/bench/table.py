@@ -83,12 +83,11 @@ def _beside(each: dict[str, Any]) -> str:
 
 def show_choice(tuned: dict[str, Any]) -> str:
     """The table of ways that the tuning left, and where."""
-    rows = [("pass", "layout", "ways, from so many taps inside the image on")]
+    rows = [("pass, layout, images", "ways, from so many taps inside the image on")]
     for key, steps in tuned["table"].items():
         ways = ", ".join(f"{way} from {least:.0f}" for least, way in steps)
-        name, layout = key.split()
-        rows.append((name, layout, ways))
-    return "\n".join([*text_table(rows, left=3), "", f"Kept in {tuned['path']}"])
+        rows.append((key, ways))
+    return "\n".join([*text_table(rows, left=2), "", f"Kept in {tuned['path']}"])
 
 
 def digits(value: float) -> str:
