@@ -43,21 +43,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omniconv.core import args
-from omniconv.core.card import Card, ErrorInput, Sample
+from omniconv.core.card import Card
 from omniconv.core.geometry import ConvArguments, check_floating, check_input
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
 from omniconv.kernels.convolve import convolve
 from omniconv.kernels.deform import deform
-from omniconv.kernels.deform.flops import backward_flops, forward_flops
 from omniconv.math.groups import join_groups
-from omniconv.math.naive import naive_convolution, naive_pad
+from omniconv.math.naive import naive_convolution
 from omniconv.math.precision import output_dtype, wide_dtype, without_autocast
-from omniconv.operators.deformable.deform import (
+from omniconv.operators.deformed import (
+    adapt,
+    aggregate_flops,
     check_places,
-    naive_samples,
-    regular_places,
+    error_inputs,
+    naive_aggregate,
+    naive_linear,
+    pointwise,
+    samples,
     taps_of,
+    with_center,
 )
 
 __all__ = ["DCNv3Conv1d", "DCNv3Conv2d", "DCNv3Conv3d", "deform_aggregate"]
@@ -155,12 +160,6 @@ def _aggregate(x: Tensor, offset: Tensor, mask: Tensor, g: ConvArguments, scale:
         dilation=g.dilation,
         offset_groups=groups,
     )
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A 1-wide convolution in x's dtype."""
-    call = (F.conv1d, F.conv2d, F.conv3d)[x.dim() - 3]
-    return call(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 class _DCNv3Nd(ConvLayer):
@@ -287,7 +286,7 @@ class _DCNv3Nd(ConvLayer):
         offset, mask = (t.unflatten(1, (g.groups, self.taps, -1)) for t in raw.split(self.rows, 1))
         mask = self._weights(mask)
         if self.taps < len(taps_of(g)):
-            offset, mask = _with_center(offset, g), _with_center(mask, g)
+            offset, mask = with_center(offset, g), with_center(mask, g)
         return offset.flatten(1, 3), mask.flatten(1, 3)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -427,14 +426,6 @@ class _DCNv3Nd(ConvLayer):
         return text
 
 
-def _with_center(t: Tensor, g: ConvArguments) -> Tensor:
-    """Zeros put in at the tap that was left out, (B, groups, taps, ...)."""
-    at = taps_of(g).index(tuple((k - 1) // 2 for k in g.kernel_size))
-    zero = torch.zeros_like(t[:, :, :1])
-    before, after = t.split((at, t.shape[2] - at), 2)
-    return torch.cat([before, zero, after] if at else [zero, after], 2)
-
-
 class DCNv3Conv1d(_DCNv3Nd):
     dim = 1
 
@@ -445,33 +436,6 @@ class DCNv3Conv2d(_DCNv3Nd):
 
 class DCNv3Conv3d(_DCNv3Nd):
     dim = 3
-
-
-def naive_aggregate(layer: Any, x: Tensor, raw: Tensor, weigh: Any) -> Tensor:
-    """The layer from what its generator gives, by its definition; every sample sums all pixels."""
-    g, size = layer.geometry, raw.shape[2:]
-    kept = [tap for q, tap in enumerate(taps_of(g)) if q != layer.left_out]
-    offset = raw[:, : layer.rows[0]].unflatten(1, (g.groups, layer.taps, g.dim))
-    mask = weigh(raw[:, layer.rows[0] :].unflatten(1, (g.groups, layer.taps)))
-    v = naive_linear(x, layer.value, layer.value_bias)
-    places = []
-    for q, tap in enumerate(kept):
-        place = []
-        for axis, grid in enumerate(regular_places(tap, size, g)):
-            step = g.dilation[axis]
-            centre = step * (g.kernel_size[axis] - 1) // 2
-            scaled = layer.offset_scale * (tap[axis] * step - centre + offset[:, :, q, axis])
-            place.append(grid - tap[axis] * step + centre + scaled)
-        places.append(place)
-    samples = naive_samples(naive_pad(v, g), places, g.groups)
-    y = (samples * mask.unsqueeze(2)).sum(3).flatten(1, 2)
-    return naive_linear(y, layer.output, layer.bias)
-
-
-def naive_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A matrix at every position."""
-    y = torch.einsum("oc,bc...->bo...", weight.flatten(1), x)
-    return y if bias is None else y + bias.view(-1, *[1] * (x.dim() - 2))
 
 
 def _reference(layer: Any, x: Tensor) -> Tensor:
@@ -488,28 +452,6 @@ def _reference(layer: Any, x: Tensor) -> Tensor:
     return naive_aggregate(layer, x, raw, lambda m: m.exp() / m.exp().sum(2, keepdim=True))
 
 
-def aggregate_flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
-    """All but the features and the taps' weights: W_v, W_o, generator, sums."""
-    g = layer.geometry
-    batch, size = shape[0], g.output_size(shape[2:])
-    inputs, positions = math.prod(shape), batch * math.prod(size)
-    taps = g.groups * math.prod(g.kernel_size)
-    outputs, rows = positions * g.out_channels, positions * sum(layer.rows)
-    products = 2 * g.in_channels * (inputs + outputs + rows)
-    # the input's two gradients are added
-    forward, backward = products, 2 * products + 2 * inputs + rows + (outputs if g.bias else 0)
-    if layer.offset_scale != 1.0:
-        forward += 2 * positions * taps * g.dim
-        backward += positions * taps * g.dim
-    x = shape
-    if g.padding_mode != "zeros":
-        x = (*x[:2], *(n + sum(pads) for n, pads in zip(x[2:], g.pads, strict=True)))
-    given = (x, (batch, taps * g.dim, *size), (batch, taps, *size), None)
-    forward += forward_flops(*given, None, g.kernel_size)
-    backward += backward_flops(*given, g.kernel_size, (True, True, True, False))
-    return forward, backward + g.pad_flops(shape)
-
-
 def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     """Depthwise convolution, layer norm (7, 13), GELU (5, 11), softmax (5, 4), and the rest."""
     g = layer.geometry
@@ -520,44 +462,6 @@ def _flops(layer: Any, shape: tuple[int, ...]) -> tuple[int, int]:
     features, masks = positions * g.in_channels, positions * layer.rows[1]
     forward += there + 12 * features + 5 * masks
     return forward, backward + back + 24 * features + 4 * masks
-
-
-def samples(dim: int) -> tuple[Sample, ...]:
-    """Configurations of DCNv3 and DCNv4."""
-    uneven = tuple((4, 3, 2)[:dim])
-    base = {"in_channels": 6, "out_channels": 4}
-    return (
-        Sample(
-            arguments=base | {"kernel_size": uneven, "stride": 2, "padding": 1, "groups": 2},
-            size=(7, 6, 5)[:dim],
-        ),
-        Sample(
-            arguments=base
-            | {"kernel_size": 3, "padding": 1, "padding_mode": "replicate", "dw_kernel_size": 5},
-            size=(5, 4, 3)[:dim],
-        ),
-    )
-
-
-def error_inputs(dim: int) -> tuple[ErrorInput, ...]:
-    """What DCNv3 and DCNv4 refuse."""
-    base = {"in_channels": 4, "out_channels": 4, "kernel_size": 3}
-    rows: tuple[tuple[dict[str, Any], str, type[Exception]], ...] = (
-        ({"offset_scale": math.inf}, "offset_scale must be a finite number", ValueError),
-        ({"offset_scale": "1"}, "offset_scale must be a finite number", TypeError),
-        ({"remove_center": 1}, "remove_center must be True or False", TypeError),
-        ({"dw_kernel_size": 4}, "dw_kernel_size must be kernel_size=.* or larger", ValueError),
-        ({"dw_kernel_size": 1}, "dw_kernel_size must be kernel_size=.* or larger", ValueError),
-        ({"dw_kernel_size": 3.0}, "dw_kernel_size must be an int", TypeError),
-    )
-    return tuple(ErrorInput(arguments=base | own, match=m, error=e) for own, m, e in rows)
-
-
-def adapt(conv: Any) -> dict[str, int]:
-    """The paper's 16 channels per group, or the most below it that fit inputs and outputs."""
-    channels = conv.in_channels
-    fitting = (n for n in range(1, 17) if channels % n == 0 == conv.out_channels % (channels // n))
-    return {"groups": channels // max(fitting, default=channels)}
 
 
 @register

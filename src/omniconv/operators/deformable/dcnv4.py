@@ -44,8 +44,8 @@ from omniconv.core.registry import register
 from omniconv.kernels.convolve import convolve
 from omniconv.math.naive import at, naive_convolution, naive_pad
 from omniconv.math.shift import shifted
-from omniconv.operators.deformable.dcnv3 import (
-    _DCNv3Nd,
+from omniconv.operators.deformable.dcnv3 import _DCNv3Nd
+from omniconv.operators.deformed import (
     adapt,
     aggregate_flops,
     error_inputs,

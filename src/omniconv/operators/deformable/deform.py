@@ -30,17 +30,17 @@ Y. Cai, Z. Dong, B. Wu, K. Keutzer, J. Wawrzynek, "Algorithm-hardware Co-design 
 Convolution", 2020 (there with ``groups=in_channels``; its low-bit numbers and its engine on an FPGA
 are not here).
 
-Masks start at 1/2, as in v2's paper; here the weights are drawn twice as wide for that, so that the
-output has the plain layer's variance (the official code's starts at half the plain layer's size).
-As in v2's paper, the generator learns at a tenth of the learning rate (``lr_factors``). Half
-precision, also under autocast, is computed in float32 and rounded once: places need it.
+The official code keeps v2's masks of 1/2 at the start without more, so that its output starts at
+half the plain layer's size; here the weights are drawn twice as wide for it. It splits the
+generator's rows into thirds, which is the order here. As in v2's paper, the generator learns at a
+tenth of the learning rate (``lr_factors``). Half precision, also under autocast, is computed in
+float32 and rounded once: places need it.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Self
@@ -59,6 +59,7 @@ from omniconv.kernels.deform import deform
 from omniconv.kernels.deform.flops import backward_flops, forward_flops
 from omniconv.math.naive import naive_convolution, naive_pad
 from omniconv.math.precision import output_dtype, wide_dtype, without_autocast
+from omniconv.operators.deformed import check_places, naive_samples, regular_places, taps_of
 
 __all__ = ["DeformConv1d", "DeformConv2d", "DeformConv3d", "deform_conv"]
 
@@ -140,33 +141,6 @@ def deform_conv(
     return _convolve(*tensors, g, offset_groups).to(weight.dtype)
 
 
-def check_places(x: Tensor, offset: Any, mask: Any, g: ConvArguments) -> int:
-    """Refuse offsets and masks that do not fit; the number of offset groups."""
-    taps, size = math.prod(g.kernel_size), g.output_size(x.shape[2:])
-    check_floating("offset", offset)
-    each = taps * g.dim
-    if offset.dim() != x.dim() or offset.shape[1] % each or not offset.shape[1]:
-        raise ValueError(
-            f"offset must have shape (batch, offset groups x {each}, *output size) for kernels of "
-            f"size {g.kernel_size}, got {tuple(offset.shape)}"
-        )
-    groups = args.divisor("offset groups", offset.shape[1] // each, in_channels=g.in_channels)
-    wanted = {"offset": (offset, each * groups), "mask": (mask, taps * groups)}
-    for name, (t, rows) in wanted.items():
-        if t is None:
-            continue
-        check_floating(name, t)
-        if t.shape != (x.shape[0], rows, *size):
-            raise ValueError(
-                f"{name} must have shape {(x.shape[0], rows, *size)}, got {tuple(t.shape)}"
-            )
-        if t.dtype != x.dtype:
-            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
-        if t.device != x.device:
-            raise ValueError(f"{name} must be on the device of x, {x.device}, got {t.device}")
-    return groups
-
-
 def _convolve(
     x: Tensor,
     offset: Tensor,
@@ -190,11 +164,6 @@ def _convolve(
         groups=g.groups,
         offset_groups=offset_groups,
     )
-
-
-def taps_of(g: ConvArguments) -> list[tuple[int, ...]]:
-    """The kernel's taps in row-major order."""
-    return list(itertools.product(*map(range, g.kernel_size)))
 
 
 class _DeformConvNd(ConvLayer):
@@ -367,41 +336,6 @@ class DeformConv2d(_DeformConvNd):
 
 class DeformConv3d(_DeformConvNd):
     dim = 3
-
-
-def naive_samples(x: Tensor, places: Sequence[Sequence[Tensor]], groups: int) -> Tensor:
-    r"""Multilinear interpolation by its definition, a sum over all pixels of products of tents.
-
-    Args:
-        x: (B, C, \*S), padded already.
-        places: Per tap and axis the coordinate in x, (B, groups, \*S').
-        groups: Groups of channels that share places.
-
-    Returns:
-        (B, groups, C/groups, taps, \*S').
-    """
-    x = x.unflatten(1, (groups, -1))
-    samples = []
-    for place in places:
-        found, letters = x, "ijk"[: len(place)]
-        weights = []
-        for axis, p in enumerate(place):
-            d = p.flatten(2)[..., None] - torch.arange(x.shape[3 + axis], dtype=x.dtype)
-            rising, falling = d.ge(-1) & d.lt(0), d.ge(0) & d.lt(1)
-            weights.append(rising * (1 + d) + falling * (1 - d))
-        terms = ",".join(f"bgp{letter}" for letter in letters)
-        found = torch.einsum(f"bgc{letters},{terms}->bgcp", x, *weights)
-        samples.append(found.unflatten(-1, place[0].shape[2:]))
-    return torch.stack(samples, 3)
-
-
-def regular_places(tap: Sequence[int], size: Sequence[int], g: ConvArguments) -> list[Tensor]:
-    """Coordinates of a tap at all output positions in the padded input, one grid per axis."""
-    lines = [
-        torch.arange(n, dtype=torch.float64) * s + t * d
-        for n, s, t, d in zip(size, g.stride, tap, g.dilation, strict=True)
-    ]
-    return list(torch.meshgrid(*lines, indexing="ij"))
 
 
 def _reference(layer: Any, x: Tensor) -> Tensor:
