@@ -57,7 +57,7 @@ class Recorder:
         from omniconv.kernels import gpu
 
         assert programs > 0
-        options = {"num_warps": warps, "num_stages": stages}
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
         self.sources.append((kernel.__name__, gpu.source(kernel, args, constants), options))
 
 

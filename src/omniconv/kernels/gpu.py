@@ -54,7 +54,8 @@ def launch(
     """
     first = next(t for t in args if isinstance(t, Tensor))
     with torch.cuda.device_of(first):
-        kernel[(programs,)](*args, num_warps=warps, num_stages=stages, **constants)
+        options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+        kernel[(programs,)](*args, **options, **constants)
 
 
 def source(kernel: Any, args: Sequence[Any], constants: dict[str, Any]) -> Any:
