@@ -373,6 +373,7 @@ def card() -> Card:
         equivariance=(),  # GN's statistics run over the borders too
         kernels=("depthwise", "position_varying"),
         channel_multiple=lambda own: own.get("group_channels") or 1,
+        sample_width=4,  # with few hidden channels GN divides by next to nothing
         samples=_samples,
         error_inputs=_error_inputs,
         adapt=at_most(8),
