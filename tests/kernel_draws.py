@@ -52,19 +52,19 @@ class Draw:
                 assert "\n" not in message, f"{self.text}: {message}"
                 return
             raise AssertionError(f"{self.text}: a wrong {self.wrong} was taken")
-        found = self._results(self.tensors, "auto")
-        exact = self._results([t if t is None else t.double() for t in self.tensors], "torch")
+        found, exact = self.results("auto"), self.results("torch", torch.float64)
         for i, (ours, right) in enumerate(zip(found, exact, strict=True)):
             # terms are of size 1, sums may cancel
             scale = max(float(right.abs().amax()), 1.0) if right.numel() else 1.0
             require_near(f"{self.text}, result {i}", ours, right, length=self.length, scale=scale)
 
-    def _results(self, tensors: list[Tensor | None], name: str) -> list[Tensor]:
-        """The output and the gradient of every tensor."""
+    def results(self, name: str, dtype: torch.dtype | None = None) -> list[Tensor]:
+        """The output and the gradient of every tensor, with this back end, in this dtype."""
         before = backend.get_backend()
         backend.set_backend(name)
         try:
-            leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
+            given = [t if t is None else t.detach().to(dtype or t.dtype) for t in self.tensors]
+            leaves = [t if t is None else t.requires_grad_() for t in given]
             y = self.run(*leaves)
             seed = torch.arange(y.numel()).mul(0.7).cos().view(y.shape).to(self.dtype).to(y.dtype)
             needed = [t for t in leaves if t is not None]

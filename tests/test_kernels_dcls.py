@@ -5,10 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -431,36 +428,3 @@ def test_memory_is_linear_in_taps_and_entries():
         torch.autograd.grad(kernel, leaves, kernel.detach())
     held = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     assert held <= 1.05 * sum(t.nbytes for t in (*leaves, kernel))
-
-
-def library() -> Path:
-    return Path(backend.load("dcls").path)
-
-
-def disassembled() -> str:
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump")
-    command = ["objdump", "-d", "--demangle", "--no-show-raw-insn", str(library())]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_hot_loops_are_compiled_for_wide_vectors():
-    text = disassembled()
-    if "file format elf64-x86-64" not in text:
-        pytest.skip("wide vectors are named for x86-64 only")
-    clones = dict(re.findall(r"^\w+ <([^\n]*(?:v4|v3|default))\S*>:\n(.*?)\n\n", text, re.M | re.S))
-    if not any("v4" in name for name in clones):
-        pytest.skip("built by a compiler that makes no clones")
-    for function in ("build<float, 1>", "differentiate<float, 1>", "gather<float, 2>"):
-        zmm = [body.count("zmm") for name, body in clones.items() if function in name]
-        assert max(zmm) > 50, function
-        assert min(zmm) == 0, function
-
-
-def test_the_library_links_no_openmp():
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump")
-    command = ["objdump", "-p", str(library())]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "libtorch_cpu" in text
-    assert "gomp" not in text

@@ -5,14 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import platform
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,11 +14,12 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
+from deform_cases import CASES, KINDS, LOOPED, Case, by_loops
 from omniconv.analysis import count_flops
-from omniconv.kernels import backend, build
+from omniconv.kernels import backend
 from omniconv.kernels.deform import deform, kernel_for, ops
 from omniconv.kernels.deform.flops import backward_flops, forward_flops
-from omniconv.kernels.deform.reference import deform_reference, output_size
+from omniconv.kernels.deform.reference import deform_reference
 
 pytestmark = pytest.mark.skipif(
     bool(backend.load("deform").reason), reason=backend.load("deform").reason
@@ -36,130 +30,6 @@ pytestmark = pytest.mark.skipif(
 def auto(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(backend, "_backend", "auto")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One convolution; ``padding`` has 2D ints; ``outputs`` 0 stands for no weight."""
-
-    size: tuple[int, ...]
-    kernel: tuple[int, ...]
-    channels: int = 4
-    outputs: int = 6
-    groups: int = 1
-    offset_groups: int = 1
-    masked: bool = True
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-    dilation: tuple[int, ...] = ()
-    batch: int = 2
-
-    @property
-    def window(self) -> tuple[list[int], list[int], list[int], list[int], int, int]:
-        """The operator's arguments after the tensors."""
-        ones, zeros = (1,) * len(self.size), (0, 0) * len(self.size)
-        return (
-            list(self.kernel),
-            list(self.stride or ones),
-            list(self.padding or zeros),
-            list(self.dilation or ones),
-            self.groups,
-            self.offset_groups,
-        )
-
-    @property
-    def out(self) -> list[int]:
-        return output_size(self.size, *self.window[:4])
-
-    def draw(
-        self, dtype: torch.dtype = torch.float64, spread: float = 1.5
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """x, offset, mask, weight, bias; offsets of the first image are whole or halves."""
-        generator = torch.Generator().manual_seed(sum(self.size) + self.channels)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-        places = self.offset_groups * math.prod(self.kernel)
-        offset = spread * normal(self.batch, places * len(self.size), *self.out)
-        offset[:1] = (2 * offset[:1]).round() / 2
-        inner = self.channels // self.groups
-        tensors = (
-            normal(self.batch, self.channels, *self.size),
-            offset,
-            normal(self.batch, places, *self.out) if self.masked else None,
-            normal(self.outputs, inner, *self.kernel) if self.outputs else None,
-            normal(self.outputs) if self.outputs else None,
-        )
-        x, offset, mask, weight, bias = (None if t is None else t.to(dtype) for t in tensors)
-        return x, offset, mask, weight, bias
-
-
-CASES = (
-    Case((70,), (3,), 16, 32, padding=(1, 1)),
-    Case((101,), (4,), 5, 7, masked=False, stride=(2,), dilation=(3,), padding=(4, 0)),
-    Case((7, 9), (3, 3), 64, 64, padding=(1, 1, 1, 1)),
-    Case((9, 7), (3, 2), 20, 70, 2, 5, stride=(1, 2), padding=(1, 0, 2, 1), dilation=(2, 1)),
-    Case((8, 9), (2, 3), 12, 9, 3, 2, batch=3),
-    Case((9, 8), (3, 3), 40, 0, 1, 2, padding=(1, 1, 1, 1)),
-    Case((9, 8), (3, 3), 64, 0, 1, 4, masked=False, padding=(1, 1, 1, 1)),
-    Case((7, 8), (3, 3), 130, 17, padding=(2, 2, 2, 2), batch=1),
-    Case((6, 6), (3, 3), 32, 32, 32, 2, padding=(1, 1, 1, 1)),
-    Case((6, 7), (3, 1), 6, 12, 6, 3, masked=False),
-    Case((6, 7), (1, 3), 1, 5),
-    Case((5, 4), (2, 2), 21, 0, 1, 21),
-    Case((1, 1), (1, 1), 3, 2),
-    Case((5, 6, 4), (2, 3, 2), 20, 18, 2, 4, padding=(1, 0, 1, 1, 0, 1)),
-    Case((4, 5, 6), (3, 2, 2), 17, 0, masked=False, stride=(1, 2, 1), dilation=(1, 1, 2)),
-    Case((5, 4, 4), (3, 3, 3), 24, 24, 24, 3, padding=(1, 1, 1, 1, 1, 1)),
-)
-KINDS = {
-    "v1": Case((6, 5), (2, 3), 4, 6, 2, 2, masked=False, padding=(1, 0, 1, 1)),
-    "v2": Case((6, 5), (2, 3), 4, 6, padding=(1, 0, 1, 1)),
-    "sum": Case((6, 5), (2, 3), 6, 0, 1, 2, padding=(1, 0, 1, 1)),
-    "depthwise": Case((6, 5), (2, 3), 6, 6, 6, 2, padding=(1, 0, 1, 1)),
-}
-LOOPED = (
-    Case((19,), (4,), 5, 7, masked=False, stride=(2,), padding=(4, 0), dilation=(3,)),
-    Case((7, 5), (3, 2), 3, 4, stride=(1, 2), padding=(1, 0, 2, 1), dilation=(2, 1)),
-    Case((3, 4, 3), (2, 3, 2), 4, 6, 2, 2, padding=(1, 0, 1, 1, 0, 1), batch=1),
-)
-kinds = pytest.mark.parametrize("kind", KINDS)
-
-
-def by_loops(x, offset, mask, weight, bias, kernel, stride, padding, dilation, groups, shares):
-    """Output by output, tap by tap, corner by corner, from the module's equation."""
-    dim, taps = len(kernel), list(itertools.product(*map(range, kernel)))
-    out = output_size(x.shape[2:], kernel, stride, padding, dilation)
-    batch, channels = x.shape[:2]
-    samples = x.new_zeros(batch, channels, len(taps), *out)
-    for b, c, (q, tap), p in itertools.product(
-        range(batch), range(channels), enumerate(taps), itertools.product(*map(range, out))
-    ):
-        group = c * shares // channels
-        place = [
-            p[a] * stride[a]
-            - padding[2 * a]
-            + tap[a] * dilation[a]
-            + offset[(b, (group * len(taps) + q) * dim + a, *p)].item()
-            for a in range(dim)
-        ]
-        low = [math.floor(u) for u in place]
-        for corner in itertools.product((0, 1), repeat=dim):
-            at = [n + up for n, up in zip(low, corner, strict=True)]
-            if all(0 <= n < s for n, s in zip(at, x.shape[2:], strict=True)):
-                share = math.prod(1 - abs(u - n) for u, n in zip(place, at, strict=True))
-                samples[(b, c, q, *p)] += share * x[(b, c, *at)]
-        if mask is not None:
-            samples[(b, c, q, *p)] *= mask[(b, group * len(taps) + q, *p)]
-    if weight is None:
-        return samples.sum(2)
-    y = x.new_zeros(batch, len(weight), *out)
-    inner, outer = channels // groups, len(weight) // groups
-    for o in range(len(weight)):
-        columns = samples[:, o // outer * inner :][:, :inner].flatten(1, 2)
-        y[:, o] = bias[o] + (columns.movedim(1, -1) * weight[o].flatten()).sum(-1)
-    return y
 
 
 def with_gradients(function, tensors, window, seed=None) -> list[Tensor]:
@@ -542,55 +412,6 @@ def test_compiled_graphs_hold_the_kernel_and_exported_ones_do_not():
     assert_near(exported.module()(x, offset), found, 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.ones(4, 4)}, r"x must have shape \(B, C, \*S\)"),
-        ({"weight": torch.ones(6, 4, 3)}, "weight must have 4 axes"),
-        ({"weight": torch.ones(6, 3, 2, 3)}, "weight must have 4 input channels"),
-        ({"weight": None}, "kernel_size must be given"),
-        ({"kernel_size": 3}, r"kernel_size must be the weight's, \(2, 3\), got 3"),
-        ({"offset": torch.ones(2, 12, 6, 5)}, r"offset must have shape \(2, 12, 5, 3\)"),
-        ({"mask": torch.ones(2, 5, 5, 3)}, r"mask must have shape \(2, 6, 5, 3\)"),
-        ({"bias": torch.ones(5)}, r"bias must have shape \(6,\), got \(5,\)"),
-        ({"groups": 4}, "groups must divide out_channels=6, got 4"),
-        ({"offset_groups": 3}, "offset_groups must divide channels=4, got 3"),
-        ({"padding": [(1, 0)]}, "padding must have a pair for each of 2 axes"),
-        ({"padding": -1}, "padding must be an int"),
-        ({"stride": 0}, "stride must be an int"),
-        ({"dilation": 9}, "smaller than the kernel"),
-        ({"weight": None, "kernel_size": (2, 3)}, "groups and bias need a weight"),
-    ],
-    ids=str,
-)
-def test_bad_input(change, message):
-    case = Case((6, 5), (2, 3))
-    names = ("x", "offset", "mask", "weight", "bias")
-    arguments = dict(zip(names, case.draw(torch.float32), strict=True))
-    deform(**arguments)
-    with pytest.raises((TypeError, ValueError), match=message):
-        deform(**{**arguments, **change})
-
-
-def test_the_operator_checks_what_it_is_given():
-    case = KINDS["v2"]
-    x, offset, mask, weight, bias = case.draw(torch.float32)
-    window = list(case.window)
-    for bad in (
-        (x, offset[:, 1:], mask, weight, bias, *window),
-        (x, offset, mask[:1], weight, bias, *window),
-        (x, offset, mask.double(), weight, bias, *window),
-        (x, offset, mask, weight[:, 1:], bias, *window),
-        (x, offset, mask, weight, bias[1:], *window),
-        (x, offset, mask, weight, bias, [2], *window[1:]),
-        (x, offset, mask, weight, bias, *window[:4], 3, 1),
-        (x, offset, mask, weight, bias, window[0], [0, 1], *window[2:]),
-        (x.half(), offset.half(), mask.half(), weight.half(), bias.half(), *window),
-    ):
-        with pytest.raises(RuntimeError):
-            ops._forward(*bad)
-
-
 def test_no_copy_of_all_samples_is_made():
     """Beside inputs, output and gradients there is x as the kernel keeps it, and no more."""
     case = Case((40, 40), (5, 5), 16, 16, padding=(2, 2, 2, 2), batch=8)
@@ -604,77 +425,3 @@ def test_no_copy_of_all_samples_is_made():
     weights = 8 * tensors[3].nbytes
     assert held <= results + 3 * 1.2 * x + weights + 4096
     assert 25 * x > 3 * results  # what the samples would take
-
-
-def library() -> Path:
-    return Path(backend.load("deform").path)
-
-
-def test_hot_loops_are_compiled_for_wide_vectors():
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump")
-    command = ["objdump", "-d", "--demangle", "--no-show-raw-insn", str(library())]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if "file format elf64-x86-64" not in text:
-        pytest.skip("wide vectors are named for x86-64 only")
-    bodies = dict(re.findall(r"^\w+ <([^\n]*)>:\n(.*?)\n\n", text, re.M | re.S))
-    if not any("arch_x86_64_v4" in name for name in bodies):
-        pytest.skip("built by a compiler that makes no clones")
-    for function in ("locate<float, 2>", "gather<float, 4>", "aggregate<float, 4>"):
-        zmm = [body.count("zmm") for name, body in bodies.items() if function in name]
-        assert max(zmm) >= 10, function
-        assert min(zmm) == 0, function
-    for function in ("spread<float, 2>", "multiply_wide<float>"):
-        zmm = [body.count("zmm") for name, body in bodies.items() if function in name]
-        assert max(zmm) > 50, function
-    (product,) = (body for name, body in bodies.items() if "multiply_wide<float>" in name)
-    assert product.count("vfmadd231ps") > 24
-
-
-def test_the_library_links_no_openmp():
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump")
-    command = ["objdump", "-p", str(library())]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "libtorch_cpu" in text
-    assert "gomp" not in text
-
-
-VARIANT = """
-import sys, torch
-from omniconv.kernels import backend
-torch.ops.load_library(sys.argv[1])
-backend._states["deform"] = backend.State(path=sys.argv[1])
-from omniconv.kernels.deform import ops
-given = torch.load(sys.argv[2])
-found = []
-for tensors, window, seed in given:
-    found.append(ops.deform(*tensors, *window))
-    needed = [t is not None for t in tensors[:4]]
-    found += ops.deform_backward(seed, *tensors[:4], *window, needed)
-torch.save(found, sys.argv[3])
-"""
-
-
-@pytest.mark.skipif(
-    not (os.environ.get("CI") or os.environ.get("OMNICONV_TIER") == "3"),
-    reason="builds the kernel twice; with CI or OMNICONV_TIER=3",
-)
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="variants of x86-64")
-@pytest.mark.parametrize("variant", ["x86-64", "x86-64-v3"])
-def test_variants_for_other_processors_agree(variant, tmp_path):
-    path = tmp_path / "variant.so"
-    build.compile_to(path, "deform", build.compiler(), f'-DOMNICONV_ARCH="{variant}"')
-    given, expected = [], []
-    for case in CASES:
-        tensors = case.draw(torch.float32)
-        seed = torch.randn(case.batch, case.outputs or case.channels, *case.out)
-        given.append((tensors, case.window, seed))
-        needed = [t is not None for t in tensors[:4]]
-        expected.append(ops.deform(*tensors, *case.window))
-        expected += ops.deform_backward(seed, *tensors[:4], *case.window, needed)
-    torch.save(given, tmp_path / "given.pt")
-    files = [str(path), str(tmp_path / "given.pt"), str(tmp_path / "found.pt")]
-    subprocess.run([sys.executable, "-c", VARIANT, *files], check=True)
-    for f, e in zip(torch.load(tmp_path / "found.pt"), expected, strict=True):
-        assert_near(f, e, 1e-5)

@@ -5,16 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import platform
-import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +16,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from omniconv.analysis import count_flops
-from omniconv.kernels import backend, build
+from omniconv.kernels import backend
 from omniconv.kernels.depthwise import DTYPES, choice, depthwise, ops
 from omniconv.kernels.depthwise.choice import in_layout, layout_of
 from omniconv.kernels.depthwise.flops import depthwise_flops
@@ -436,37 +429,6 @@ def test_flops():
     assert not found.unknown
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.ones(3, 4)}, "x must be (B, C, *S) with one to three axes"),
-        ({"weight": torch.ones(6, 1, 3, 3)}, "weight must be (C m, 1, *K) for C=4"),
-        ({"weight": torch.ones(4, 2, 3, 3)}, "weight must be (C m, 1, *K) for C=4"),
-        ({"weight": torch.ones(4, 1, 3)}, "weight must be (C m, 1, *K) for C=4 and 2 axes"),
-        ({"bias": torch.ones(3)}, "bias must be (4,), got [3]"),
-        ({"stride": 0}, "stride must be an int of at least 1"),
-        ({"padding": -1}, "padding must be an int of at least 0"),
-        ({"padding": [(1, 1)]}, "padding must have 2 pairs"),
-        ({"dilation": 5}, "is larger than the padded x [6, 5]"),
-    ],
-    ids=str,
-)
-def test_bad_arguments(change, message):
-    given = {"x": torch.ones(2, 4, 6, 5), "weight": torch.ones(4, 1, 3, 3), **change}
-    with pytest.raises(ValueError, match=re.escape(message)):
-        depthwise(**given)
-
-
-def test_the_kernel_refuses_what_does_not_fit():
-    x, weight = torch.ones(2, 4, 6, 5), torch.ones(4, 1, 3, 3)
-    with pytest.raises(RuntimeError, match="sizes do not fit"):
-        ops.run(ops.FORWARD, torch.ones(2, 4, 6, 5), weight, x, None, [1, 1], [0] * 4, [1, 1])
-    with pytest.raises(RuntimeError, match="channels do not fit"):
-        ops.run(ops.FORWARD, torch.ones(2, 5, 6, 5), weight, x, None, [1, 1], [1] * 4, [1, 1])
-    with pytest.raises(RuntimeError, match="several dtypes"):
-        ops.run(ops.FORWARD, x.double(), weight, x, None, [1, 1], [1] * 4, [1, 1])
-
-
 def test_taps_inside():
     assert choice.taps_inside((56,), (1,), (0, 0)) == 1
     image = torch.ones(1, 1, 9, 6)
@@ -529,73 +491,3 @@ def test_a_table_that_was_measured_takes_the_place(monkeypatch, tmp_path):
         path.write_text(broken)
         choice.table.cache_clear()
         assert choice.table() == choice.SHIPPED
-
-
-def library() -> Path:
-    return Path(backend.load("depthwise").path)
-
-
-def dumped(*flags: str) -> str:
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump")
-    command = ["objdump", *flags, str(library())]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_hot_loops_are_compiled_for_wide_vectors():
-    text = dumped("-d", "--demangle", "--no-show-raw-insn")
-    if "file format elf64-x86-64" not in text:
-        pytest.skip("wide vectors are named for x86-64 only")
-    clones = dict(re.findall(r"^\w+ <([^\n]*(?:v4|v3|default))\S*>:\n(.*?)\n\n", text, re.M | re.S))
-    if not any("v4" in name for name in clones):
-        pytest.skip("built by a compiler that makes no clones")
-    for function in ("correlate<float, 14, true>", "correlate<float, 8, false>"):
-        bodies = [body for name, body in clones.items() if function in name]
-        fused = [len(re.findall(r"vfmadd\w+ps .*zmm", body)) for body in bodies]
-        assert max(fused) >= 80, function
-        assert min(fused) == 0, function
-        assert min(body.count("zmm") for body in bodies) == 0
-        spilled = re.findall(r"vmova\w+ %zmm\d+,\S*\(%r[sb]p\)", max(bodies, key=len))
-        assert len(spilled) < 40
-
-
-def test_the_library_links_no_openmp():
-    text = dumped("-p")
-    assert "libtorch_cpu" in text
-    assert "gomp" not in text
-
-
-SCRIPT = """
-import sys, torch
-torch.ops.load_library(sys.argv[1])
-results = []
-for (x, weight, bias, grad), geometry in torch.load(sys.argv[2]):
-    y, by_x, by_weight = (torch.empty_like(t) for t in (grad, x, weight))
-    run = torch.ops.omniconv_cpu.depthwise
-    run(0, y, weight, x, bias, *geometry)
-    run(1, by_x, weight, grad, None, *geometry)
-    run(2, by_weight, grad, x, None, *geometry)
-    results.append([y, by_x, by_weight])
-torch.save(results, sys.argv[3])
-"""
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variants are x86-64's")
-@pytest.mark.skipif(
-    not (os.environ.get("CI") or os.environ.get("OMNICONV_TIER") == "3"),
-    reason="two builds of some 5 seconds: with CI set, and in make test-full",
-)
-def test_variants_for_other_processors_agree(tmp_path):
-    """Each is compiled alone and runs in a process of its own."""
-    cases = [c for c in CASES if c.multiple == 1 and c.batch]
-    given = [(c.draw(torch.float32), c.geometry) for c in cases]
-    torch.save(given, tmp_path / "calls")
-    for variant in ("x86-64-v3", "x86-64"):
-        path = tmp_path / f"{variant}.so"
-        build.compile_to(path, "depthwise", build.compiler(), f'-DOMNICONV_ARCH="{variant}"')
-        command = [sys.executable, "-c", SCRIPT, path, tmp_path / "calls", tmp_path / "results"]
-        subprocess.run(command, check=True, timeout=120)
-        for ours, (tensors, geometry) in zip(torch.load(tmp_path / "results"), given, strict=True):
-            right = with_gradients(of_pairs(depthwise), tensors, *geometry)
-            for f, r in zip(ours, right, strict=False):
-                assert_near(f, r.double(), 3e-6)

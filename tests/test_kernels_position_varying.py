@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import platform
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 import omniconv as oc
 from omniconv.analysis import count_flops
-from omniconv.kernels import backend, build
+from omniconv.kernels import backend
 from omniconv.kernels.position_varying import DTYPES, kernel_for, ops, position_varying
 from omniconv.kernels.position_varying.flops import position_varying_flops
 from omniconv.kernels.position_varying.reference import position_varying_reference
@@ -411,69 +405,3 @@ def test_memory_is_that_of_the_results(softmax):
         torch.autograd.grad(y, (x, weight), grad)
     held = sum(max(event.self_cpu_memory_usage, 0) for event in profile.events())
     assert held <= 1.05 * sum(t.nbytes for t in (x, weight, y))
-
-
-def library() -> Path:
-    return Path(backend.load("position_varying").path)
-
-
-def dumped(*options: str) -> str:
-    if shutil.which("objdump") is None:
-        pytest.skip("needs objdump")
-    command = ["objdump", *options, str(library())]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def test_hot_loops_are_compiled_for_wide_vectors():
-    text = dumped("-d", "--demangle", "--no-show-raw-insn")
-    if "file format elf64-x86-64" not in text:
-        pytest.skip("wide vectors are named for x86-64 only")
-    clones = dict(re.findall(r"^\w+ <([^\n]*(?:v4|v3|default))\S*>:\n(.*?)\n\n", text, re.M | re.S))
-    if not any("v4" in name for name in clones):
-        pytest.skip("built by a compiler that makes no clones")
-    for function in ("apply<float>", "apply<double>", "correlate<float>", "normalise<float>"):
-        zmm = [body.count("zmm") for name, body in clones.items() if function in name]
-        assert max(zmm) > 20, function
-        assert min(zmm) == 0, function
-
-
-def test_the_library_links_no_openmp():
-    text = dumped("-p")
-    assert "libtorch_cpu" in text
-    assert "gomp" not in text
-
-
-SCRIPT = """
-import sys, torch
-torch.ops.load_library(sys.argv[1])
-home = torch.ops.omniconv_cpu
-results = []
-for tensors, arguments in torch.load(sys.argv[2]):
-    x, weight, grad = tensors
-    y, by_x, by_weight = torch.empty_like(grad), torch.empty_like(x), torch.empty_like(weight)
-    home.position_varying(y, x, weight, *arguments)
-    home.position_varying_input(by_x, grad, weight, *arguments)
-    home.position_varying_weight(by_weight, grad, x, weight, *arguments)
-    results.append([y, by_x, by_weight])
-torch.save(results, sys.argv[3])
-"""
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the variants are x86-64's")
-def test_variants_for_other_processors_agree(tmp_path):
-    """Each is compiled alone and runs in a process of its own."""
-    cases = [LARGE[3], LARGE[4], LARGE[10], LARGE[13]]
-    calls = [(case.draw(torch.float32), case.arguments) for case in cases]
-    torch.save(calls, tmp_path / "calls")
-    right = [
-        with_gradients(case.call, *tensors) for case, (tensors, _) in zip(cases, calls, strict=True)
-    ]
-    everything = os.environ.get("OMNICONV_TIER") == "3"
-    for variant in ("x86-64-v3", "x86-64") if everything else ("x86-64-v3",):
-        path = tmp_path / f"{variant}.so"
-        build.compile_to(path, "position_varying", build.compiler(), f'-DOMNICONV_ARCH="{variant}"')
-        command = [sys.executable, "-c", SCRIPT, path, tmp_path / "calls", tmp_path / "results"]
-        subprocess.run(command, check=True, timeout=120)
-        for ours, expected in zip(torch.load(tmp_path / "results"), right, strict=True):
-            for f, e in zip(ours, expected, strict=True):
-                assert_near(f, e, 1e-6)
