@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omniconv.kernels.deform.reference import output_size
+from omniconv.core.geometry import output_size
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ LOOPED = (
     Case((7, 5), (3, 2), 3, 4, stride=(1, 2), padding=(1, 0, 2, 1), dilation=(2, 1)),
     Case((3, 4, 3), (2, 3, 2), 4, 6, 2, 2, padding=(1, 0, 1, 1, 0, 1), batch=1),
 )
-kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def by_loops(x, offset, mask, weight, bias, kernel, stride, padding, dilation, groups, shares):

@@ -24,6 +24,7 @@ from omniconv.kernels.deform.reference import deform_reference
 pytestmark = pytest.mark.skipif(
     bool(backend.load("deform").reason), reason=backend.load("deform").reason
 )
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ RIGHT = {
         ({"bias": torch.ones(5)}, r"bias must have shape \(6,\), got \(5,\)"),
         ({"groups": 4}, "groups must divide out_channels=6, got 4"),
         ({"offset_groups": 3}, "offset_groups must divide channels=4, got 3"),
-        ({"padding": [(1, 0)]}, "padding must have a pair for each of 2 axes"),
+        ({"padding": [(1, 0)]}, "padding must be an int, 2 ints or 2 pairs of ints"),
         ({"padding": -1}, "padding must be an int"),
         ({"stride": 0}, "stride must be an int"),
         ({"dilation": 9}, "smaller than the kernel"),

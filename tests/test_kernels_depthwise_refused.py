@@ -21,7 +21,7 @@ from omniconv.kernels.depthwise import depthwise, ops
         ({"bias": torch.ones(3)}, "bias must be (4,), got [3]"),
         ({"stride": 0}, "stride must be an int of at least 1"),
         ({"padding": -1}, "padding must be an int of at least 0"),
-        ({"padding": [(1, 1)]}, "padding must have 2 pairs"),
+        ({"padding": [(1, 1)]}, "padding must be an int, 2 ints or 2 pairs of ints"),
         ({"dilation": 5}, "is larger than the padded x [6, 5]"),
     ],
     ids=str,

@@ -28,7 +28,11 @@ X, W = torch.randn(2, 6, 7, 8), torch.randn(1, 3, 3, 3, 5, 6)
         ({"dilation": (1, 1, 1)}, ValueError, "dilation must be an int or 2 ints"),
         ({"padding": -1}, ValueError, "padding must be an int of at least 0"),
         ({"padding": ((1, 1), (1, 1, 1))}, ValueError, "or 2 pairs of ints"),
-        ({"padding": ((1, -1), (1, 1))}, ValueError, r"padding\[0\] must be an int of at least 0"),
+        (
+            {"padding": ((1, -1), (1, 1))},
+            ValueError,
+            r"padding\[0\]\[1\] must be an int of at least 0",
+        ),
         ({"softmax": 1}, TypeError, "softmax must be True or False"),
     ],
 )

@@ -38,6 +38,8 @@ class _Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "convolution" in str(func):
             self.seen.append((tuple(args[1].shape), args[8]))
+        if str(func) == "omniconv.depthwise.default":
+            self.seen.append((tuple(args[1].shape), args[0].shape[1]))
         return func(*args, **(kwargs or {}))
 
 

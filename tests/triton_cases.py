@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniconv.kernels.deform.reference import deform_reference, output_size
+from omniconv.core.geometry import output_size
+from omniconv.kernels.deform.reference import deform_reference
 from omniconv.kernels.depthwise.reference import depthwise_reference
 from omniconv.kernels.position_varying.reference import position_varying_reference
 

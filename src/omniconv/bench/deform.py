@@ -8,7 +8,7 @@ corners. torchvision's operator takes part where it can be imported. Offsets are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -28,9 +28,10 @@ from omniconv.bench.case import (
     lazily,
     step,
 )
+from omniconv.core.geometry import output_size
 from omniconv.kernels.deform import deform
 from omniconv.kernels.deform.flops import backward_flops, forward_flops
-from omniconv.kernels.deform.reference import deform_reference, output_size
+from omniconv.kernels.deform.reference import deform_reference
 
 __all__ = ["cases"]
 
@@ -158,7 +159,7 @@ def _torchvision(shape: _Shape) -> Callable[..., Tensor] | None:
     return form
 
 
-def _grid(ask: Ask, shape: _Shape, output: list[int]) -> Tensor:
+def _grid(ask: Ask, shape: _Shape, output: Sequence[int]) -> Tensor:
     """(1, Q, \\*S', D): where taps read without offsets."""
     axes = zip(shape.kernel, output, shape.pads[::2], strict=True)
     lines = [

@@ -19,6 +19,7 @@ __all__ = [
     "divisor",
     "integer",
     "ntuple",
+    "pads",
     "positive_int",
     "real",
     "show",
@@ -129,6 +130,19 @@ def ntuple(name: str, value: Any, dim: int, minimum: int) -> tuple[int, ...]:
             f"{name} must be an int or {dim} ints of at least {minimum}, "
             f"got {show(value)} ({type(value).__name__})"
         ) from None
+
+
+def pads(name: str, value: Any, dim: int) -> tuple[int, ...]:
+    """Zeros (before, after) of each axis in turn, from an int, ``dim`` ints or ``dim`` pairs."""
+    pairs = value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
+    if not any(isinstance(pair, Sequence) for pair in pairs):
+        return tuple(n for n in ntuple(name, value, dim, 0) for _ in range(2))
+    if len(pairs) != dim or not all(isinstance(p, Sequence) and len(p) == 2 for p in pairs):
+        raise ValueError(
+            f"{name} must be an int, {dim} ints or {dim} pairs of ints (one per axis), "
+            f"got {show(value)}"
+        )
+    return tuple(n for i, p in enumerate(pairs) for n in ntuple(f"{name}[{i}]", p, 2, 0))
 
 
 def divisor(name: str, value: Any, **of: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omniconv.core import args, compat
 
-__all__ = ["PADDING_MODES", "ConvArguments", "check_floating", "check_input"]
+__all__ = ["PADDING_MODES", "ConvArguments", "check_floating", "check_input", "output_size"]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -112,15 +112,14 @@ class ConvArguments:
 
     def output_size(self, size: Sequence[int]) -> tuple[int, ...]:
         """Spatial output size for a spatial input size (see the module's equations)."""
+        if not self.transposed:
+            flat = [p for pair in self.pads for p in pair]
+            return output_size(size, self.kernel_size, self.stride, flat, self.dilation)
         out = []
         for i, n in enumerate(size):
             reach = self.dilation[i] * (self.kernel_size[i] - 1)
-            before, after = self.pads[i]
-            if self.transposed:
-                grown = (n - 1) * self.stride[i] - before - after + reach
-                out.append(grown + self.output_padding[i] + 1)
-            else:
-                out.append((n + before + after - reach - 1) // self.stride[i] + 1)
+            grown = (n - 1) * self.stride[i] - sum(self.pads[i]) + reach
+            out.append(grown + self.output_padding[i] + 1)
         return tuple(out)
 
     def flops(self, shape: Sequence[int]) -> tuple[int, int]:
@@ -169,6 +168,19 @@ class ConvArguments:
                 setattr(module, name, getattr(self, name))
         if isinstance(module, compat.ConvNd):
             compat.set_reversed_padding(module, self.pads)
+
+
+def output_size(
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """Sizes of a convolution's output; ``padding`` is (before, after) of each axis in turn."""
+    pairs = zip(padding[::2], padding[1::2], strict=True)
+    axes = zip(size, kernel_size, stride, pairs, dilation, strict=True)
+    return tuple((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
 
 def check_floating(name: str, x: Any) -> None:

@@ -95,13 +95,13 @@ def used() -> list[str]:
 
 
 def is_direct(*tensors: Tensor) -> bool:
-    """Whether nothing but autograd takes part in a call on these tensors.
+    """Whether nothing but autograd takes part in a call on these tensors, all on the CPU.
 
     Then a kernel may run without torch's dispatcher, whose layers in Python take as long as the
     kernel of a small layer (0.1 ms each in cold caches). Else something, such as a compiler or a
     counter of FLOPs, has to see the operator.
     """
-    plain = all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.is_cpu for t in tensors)
     return plain and not (torch.compiler.is_compiling() or is_watched() or is_transforming())
 
 

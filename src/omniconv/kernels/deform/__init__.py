@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from omniconv.core import args
+from omniconv.core.geometry import output_size
 from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.deform import ops
 from omniconv.kernels.deform.onnx import keeps_node
-from omniconv.kernels.deform.reference import deform_reference, output_size
+from omniconv.kernels.deform.reference import deform_reference
 
 __all__ = ["deform"]
 
@@ -88,7 +88,7 @@ def deform(
     window = (
         list(kernel),
         list(args.ntuple("stride", stride, dim, 1)),
-        _pads(padding, dim),
+        list(args.pads("padding", padding, dim)),
         list(args.ntuple("dilation", dilation, dim, 1)),
     )
     _check(x, offset, mask, weight, bias, window, groups, offset_groups)
@@ -100,17 +100,6 @@ def deform(
         run = ops.deform_direct if is_direct(*tensors) else ops.deform
         return run(*arguments)
     return deform_reference(*arguments)
-
-
-def _pads(padding: Any, dim: int) -> list[int]:
-    """Two entries per axis, below and above."""
-    if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
-        if len(padding) != dim:
-            raise ValueError(f"padding must have a pair for each of {dim} axes, got {padding!r}")
-        pairs = [args.ntuple(f"padding[{a}]", pair, 2, 0) for a, pair in enumerate(padding)]
-    else:
-        pairs = [(p, p) for p in args.ntuple("padding", padding, dim, 0)]
-    return [p for pair in pairs for p in pair]
 
 
 def _check(

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
+from omniconv.core.geometry import output_size
 from omniconv.kernels.backend import is_direct, load, state
 from omniconv.kernels.deform.flops import backward_flops, forward_flops
-from omniconv.kernels.deform.reference import deform_reference, output_size
+from omniconv.kernels.deform.reference import deform_reference
 
 __all__ = ["deform", "deform_direct"]
 
@@ -179,16 +180,14 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         _save(ctx, arguments, None)
-        run = _forward if arguments[0].device.type == "cpu" else _forward_on_gpu
-        return run(*arguments)
+        return _forward(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Arguments:
         (grad,) = grads
         if torch.is_grad_enabled() or not is_direct(grad):
             return _differentiate(ctx, grad)
-        run = _backward if grad.device.type == "cpu" else _backward_on_gpu
-        return _gradients(ctx, grad, run)
+        return _gradients(ctx, grad, _backward)
 
 
 def deform_direct(*arguments: Any) -> Tensor:

@@ -18,23 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["deform_reference", "output_size"]
-
-
-def output_size(
-    size: Sequence[int],
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Sizes of the output; ``padding`` has two entries per axis, below and above."""
-    return [
-        (size[a] + padding[2 * a] + padding[2 * a + 1] - dilation[a] * (kernel_size[a] - 1) - 1)
-        // stride[a]
-        + 1
-        for a in range(len(size))
-    ]
+__all__ = ["deform_reference"]
 
 
 def deform_reference(

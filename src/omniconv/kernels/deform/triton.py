@@ -23,8 +23,8 @@ import torch
 import triton
 from torch import Tensor
 
+from omniconv.core.geometry import output_size
 from omniconv.kernels import gpu
-from omniconv.kernels.deform.reference import output_size
 from omniconv.kernels.deform.triton_code import _aggregate, _by_data, _by_weight, _contract
 
 __all__ = ["deform", "deform_backward"]

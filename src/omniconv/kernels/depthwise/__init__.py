@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from omniconv.core import args
+from omniconv.core.geometry import output_size
 from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.depthwise import ops
 from omniconv.kernels.depthwise.reference import depthwise_reference
@@ -59,8 +60,8 @@ def depthwise(
         raise ValueError(f"bias must be ({weight.shape[0]},), got {list(bias.shape)}")
     strides = args.ntuple("stride", stride, dim, 1)
     dilations = args.ntuple("dilation", dilation, dim, 1)
-    pads = _pads(padding, dim)
-    size = ops.output_size(x.shape[2:], weight.shape[2:], strides, pads, dilations)
+    pads = args.pads("padding", padding, dim)
+    size = output_size(x.shape[2:], weight.shape[2:], strides, pads, dilations)
     if any(n < 1 for n in size):
         raise ValueError(
             f"kernel {list(weight.shape[2:])} with dilation {dilations} is larger than "
@@ -76,14 +77,3 @@ def depthwise(
     if kernel_for("depthwise", *tensors, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES):
         return (ops.depthwise_direct if is_direct(*tensors) else ops.depthwise)(*arguments)
     return depthwise_reference(*arguments)
-
-
-def _pads(padding: int | Sequence[int] | Sequence[tuple[int, int]], dim: int) -> tuple[int, ...]:
-    """(lo, hi) of every axis in turn."""
-    if isinstance(padding, Sequence) and any(isinstance(p, Sequence) for p in padding):
-        pairs = [args.ntuple("padding", p, 2, 0) for p in padding]
-        if len(pairs) != dim:
-            raise ValueError(f"padding must have {dim} pairs (one per axis), got {padding}")
-    else:
-        pairs = [(n, n) for n in args.ntuple("padding", padding, dim, 0)]
-    return tuple(n for pair in pairs for n in pair)

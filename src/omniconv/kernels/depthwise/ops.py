@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import Library, register_autograd, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
+from omniconv.core.geometry import output_size
 from omniconv.kernels.backend import is_direct, load, state
 from omniconv.kernels.depthwise.choice import BY_TORCH, Way, is_channels_last, way
 from omniconv.kernels.depthwise.flops import depthwise_flops
@@ -57,13 +58,6 @@ def empty_like(x: Tensor, shape: Ints) -> Tensor:
 
 def _dense(x: Tensor) -> Tensor:
     return x if is_channels_last(x) else x.contiguous()
-
-
-def output_size(size: Ints, kernel: Ints, stride: Ints, padding: Ints, dilation: Ints) -> list[int]:
-    """The sizes S' of y."""
-    pads = zip(padding[::2], padding[1::2], strict=True)
-    axes = zip(size, kernel, stride, pads, dilation, strict=True)
-    return [(n + lo + hi - d * (k - 1) - 1) // s + 1 for n, k, s, (lo, hi), d in axes]
 
 
 def run(which: int, out: Tensor, h: Tensor, x: Tensor, bias: Tensor | None, *rest: Ints) -> None:

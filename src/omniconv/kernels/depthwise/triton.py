@@ -28,9 +28,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from omniconv.core.geometry import output_size
 from omniconv.kernels import gpu
 from omniconv.kernels.depthwise.choice import in_layout, layout_of
-from omniconv.kernels.depthwise.ops import empty_like, output_size
+from omniconv.kernels.depthwise.ops import empty_like
 from omniconv.kernels.gpu import read_at, split
 
 __all__ = ["depthwise", "depthwise_input", "depthwise_weight"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omniconv.core import args
-from omniconv.core.geometry import check_floating
+from omniconv.core.geometry import check_floating, output_size
 from omniconv.kernels.backend import is_direct, kernel_for
 from omniconv.kernels.position_varying import ops
 from omniconv.kernels.position_varying.reference import position_varying_reference
@@ -55,25 +55,10 @@ def position_varying(
     steps, pads, spread = parse("weight", x, weight, stride, padding, dilation)
     softmax = args.boolean("softmax", softmax)
     if kernel_for("position_varying", x, weight, dtypes=DTYPES, gpu_dtypes=GPU_DTYPES):
-        direct = x.device.type == "cpu" and is_direct(x, weight)
-        run = ops.position_varying_direct if direct else ops.position_varying
+        run = ops.position_varying_direct if is_direct(x, weight) else ops.position_varying
         y: Tensor = run(x, weight, list(steps), list(pads), list(spread), softmax)
         return y
     return position_varying_reference(x, weight, steps, pads, spread, softmax)
-
-
-def _pads(padding: Any, dim: int) -> tuple[int, ...]:
-    """Zeros (lo, hi) of every axis, one after the other."""
-    pairs = padding if isinstance(padding, Sequence) else ()
-    if len(pairs) != dim or not all(isinstance(pair, Sequence) for pair in pairs):
-        return tuple(p for p in args.ntuple("padding", padding, dim, 0) for _ in range(2))
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
-            f"padding must be an int, {dim} ints or {dim} pairs of ints, got {args.show(padding)}"
-        )
-    return tuple(
-        args.integer(f"padding[{axis}]", p, 0) for axis, pair in enumerate(pairs) for p in pair
-    )
 
 
 def parse(
@@ -113,7 +98,7 @@ def parse(
         )
     steps = args.ntuple("stride", stride, dim, 1)
     spread = args.ntuple("dilation", dilation, dim, 1)
-    pads = _pads(padding, dim)
+    pads = args.pads("padding", padding, dim)
     if weight.dtype != x.dtype:
         raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {weight.dtype}")
     if weight.device != x.device:
@@ -130,10 +115,7 @@ def parse(
             f"{name} must have a number of groups that divides the {x.shape[1]} channels of x, "
             f"got {shape[1]}"
         )
-    size = tuple(
-        (n + pads[2 * a] + pads[2 * a + 1] - spread[a] * (shape[2 + a] - 1) - 1) // steps[a] + 1
-        for a, n in enumerate(x.shape[2:])
-    )
+    size = output_size(x.shape[2:], shape[2 : 2 + dim], steps, pads, spread)
     if shape[2 + dim :] != size:
         raise ValueError(
             f"{name} must have the output's spatial size {size} for x of size "

@@ -481,6 +481,7 @@ def card() -> Card:
         claim="InternImage-H: 65.4 box AP on COCO test-dev, 62.9 mean IoU on ADE20K (abstract).",
         source="OpenGVLab/InternImage",
         source_licence="MIT",
+        rows=(137,),  # that system is this layer without the softmax
         reference=_reference,
         flops=_flops,
         input_dependent=True,

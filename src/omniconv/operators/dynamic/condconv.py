@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from omniconv.core import args
 from omniconv.core.card import Card, ErrorInput, Sample
-from omniconv.core.geometry import ConvArguments, check_floating, check_input
+from omniconv.core.geometry import ConvArguments, check_floating, check_input, output_size
 from omniconv.core.layer import ConvLayer, new_parameter, transfer
 from omniconv.core.registry import register
 from omniconv.kernels.convolve import convolution
@@ -147,10 +147,7 @@ def _convolve_each(x: Tensor, kernels: Tensor, bias: Tensor | None, g: ConvArgum
 
 def _tap_by_tap(x: Tensor, kernels: Tensor, g: ConvArguments) -> Tensor:
     """A sum over taps of matrix products (O/groups, C/groups) by (C/groups, positions)."""
-    size = [
-        (n - d * (k - 1) - 1) // s + 1
-        for n, k, s, d in zip(x.shape[2:], g.kernel_size, g.stride, g.dilation, strict=True)
-    ]
+    size = output_size(x.shape[2:], g.kernel_size, g.stride, [0] * 2 * g.dim, g.dilation)
     grouped = x.unflatten(1, (g.groups, -1))
     taps = itertools.product(*map(range, g.kernel_size))
     matrices = kernels.unflatten(1, (g.groups, -1)).flatten(4).unbind(-1)
