@@ -300,7 +300,8 @@ const names = () => [...document.querySelectorAll(".gallery li")]
   .filter((item) => item.checkVisibility()).map((item) => item.querySelector("a").textContent);
 const type = (value) => { box.value = value; box.dispatchEvent(new Event("input")); };
 const found = { all: names() };
-type("KERNEL genErated"); found.words = names(); found.count = document.querySelector("output").value;
+type("KERNEL genErated"); found.words = names();
+found.count = document.querySelector("output").value;
 type("no such"); found.none = names();
 found.said = document.querySelector("output").value;
 box.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" })); found.escaped = names();
